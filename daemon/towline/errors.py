@@ -1,0 +1,284 @@
+"""Coded errors: what happened, whether trying again can help, and what a person should do.
+
+Every error that Towline raises on purpose is a class here (or a problem of a route, coded in
+`towline_transforms.problems`). The class's docstring is the cause as docs/ERRORS.md prints it; ``remedy`` says what
+to do; ``action`` decides what the supervisor does and which exit code a command ends with.
+
+Messages never hold values of rows or secrets: names of things, positions, counts and SQLSTATEs only.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar
+
+
+class Action(enum.IntEnum):
+    """What becomes of an error; the number is the exit code of a command that ends with it."""
+
+    RETRY = 1  # the world may be different soon: back off, restart from the durable checkpoint
+    CONFIGURE = 2  # the command line, the pipeline file or a route is wrong
+    STOP = 3  # a person must act; going on would guess
+
+
+class TowlineError(Exception):
+    """Something went wrong that has no code of its own: a defect of Towline."""
+
+    code: ClassVar[str] = "TL-900"
+    action: ClassVar[Action] = Action.STOP
+    remedy: ClassVar[str] = "Report it with the log of the last minute; the data are as of the last checkpoint."
+
+    def __init__(self, detail: str, *, hint: str = "", sqlstate: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+        self.sqlstate = sqlstate
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"
+
+    @property
+    def advice(self) -> str:
+        """What to do: the hint for this very case, or else the class's remedy."""
+        return self.hint or self.remedy
+
+
+# ---- TL-1xx: configuration ------------------------------------------------------------------------------------
+
+
+class ConfigurationInvalid(TowlineError):
+    """The pipeline file has an unknown key, a wrong type, a missing value or an impossible combination."""
+
+    code = "TL-101"
+    action = Action.CONFIGURE
+    remedy = "Correct the file at the line named; `towline schema` prints what is allowed, for editors."
+
+
+class SecretMissing(TowlineError):
+    """The pipeline file refers to an environment variable or a secret file that is not there."""
+
+    code = "TL-102"
+    action = Action.CONFIGURE
+    remedy = "Set the variable, or mount the file, for the process that runs towline."
+
+
+class RoutesRefused(TowlineError):
+    """Routes do not hold against the catalogs of source and target; each problem has a code of its own (TL-2xx)."""
+
+    code = "TL-200"
+    action = Action.CONFIGURE
+    remedy = "Change the routes as each problem says; `towline check` shows them all at once."
+
+
+# ---- TL-3xx: source -------------------------------------------------------------------------------------------
+
+
+class SourceUnavailable(TowlineError):
+    """The source database does not answer, ended the connection, or is starting or stopping."""
+
+    code = "TL-301"
+    action = Action.RETRY
+    remedy = "Nothing, if it comes back: Towline tries again, with growing delays. Else look at the source's log."
+
+
+class SourceRefused(TowlineError):
+    """The source refuses the login, or the role lacks a privilege that replication needs."""
+
+    code = "TL-302"
+    remedy = "The role needs LOGIN, REPLICATION and SELECT on the routed tables, and a pg_hba.conf line that lets it in."
+
+
+class SourceSettings(TowlineError):
+    """A setting of the source server does not allow logical replication as configured."""
+
+    code = "TL-303"
+    remedy = "Change the setting named, and restart or reload the source as the message says."
+
+
+class SlotMissing(TowlineError):
+    """The replication slot does not exist at the source although the target has a checkpoint."""
+
+    code = "TL-304"
+    remedy = (
+        "Changes since the checkpoint can no longer be read. Find out who dropped the slot, then delete the pipeline's row "
+        "from towline.checkpoint at the target and run `towline apply`: all routes are copied again."
+    )
+
+
+class SlotUnusable(TowlineError):
+    """The slot exists, but its WAL is gone, it belongs to another database or plugin, or it is not a logical slot."""
+
+    code = "TL-305"
+    remedy = "Drop the slot if it is Towline's, delete the pipeline's checkpoint, and run `towline apply`."
+
+
+class SlotInUse(TowlineError):
+    """Another process is streaming from the replication slot."""
+
+    code = "TL-306"
+    action = Action.RETRY
+    remedy = "If another Towline runs this pipeline, this one waits as its standby. Else end the walsender named."
+
+
+class SlotAhead(TowlineError):
+    """The slot was confirmed beyond the target's checkpoint: changes between the two are lost to this pipeline."""
+
+    code = "TL-307"
+    remedy = "Something else confirmed the slot, or the target was restored to an older state: copy all routes again (see TL-304)."
+
+
+class SourceReplaced(TowlineError):
+    """The server behind the source address is not the one that the checkpoint belongs to."""
+
+    code = "TL-308"
+    remedy = "Point the pipeline at the right server. If the change is meant, copy all routes again (see TL-304)."
+
+
+class NotSetUp(TowlineError):
+    """The slot, the publication, the control tables or a target table do not exist yet."""
+
+    code = "TL-309"
+    remedy = "Run `towline apply` once; `towline plan` shows what it would create."
+
+
+class StreamMalformed(TowlineError):
+    """The bytes that the output plugin sent are not what its protocol says."""
+
+    code = "TL-310"
+    remedy = "Nothing of that transaction was applied. Report it with the versions of server and plugin."
+
+
+class SourceTableChanged(TowlineError):
+    """A routed table no longer has a column, a type or a replica identity that its routes need."""
+
+    code = "TL-311"
+    remedy = "Change the target table or the routes to match, then `towline apply` and start again: it goes on from the checkpoint."
+
+
+class SourceTruncated(TowlineError):
+    """A routed table was truncated at the source, and its route says `on_truncate: halt`."""
+
+    code = "TL-312"
+    remedy = "Set `on_truncate: delete` (empty the target too) or `ignore` for the route, and start again."
+
+
+class SourceQueryFailed(TowlineError):
+    """A query at the source failed for a reason other than the connection."""
+
+    code = "TL-313"
+    remedy = "See the SQLSTATE and the message; the source's log has the statement."
+
+
+class PluginRefused(TowlineError):
+    """The server does not have the output plugin, or does not allow it."""
+
+    code = "TL-314"
+    remedy = "Install the plugin on the source, allow it in output_plugin_libraries, or use `plugin: pgoutput`."
+
+
+# ---- TL-4xx: target -------------------------------------------------------------------------------------------
+
+
+class TargetUnavailable(TowlineError):
+    """The target database does not answer, ended the connection, is read-only, or ran out of a resource."""
+
+    code = "TL-401"
+    action = Action.RETRY
+    remedy = "Nothing, if it comes back: Towline tries again, with growing delays. Else look at the target's log."
+
+
+class TargetRefused(TowlineError):
+    """The target refuses the login, or the role lacks a privilege."""
+
+    code = "TL-402"
+    remedy = "The role needs LOGIN, CREATE on the schemas it fills (or owned tables), and TEMPORARY on the database."
+
+
+class RowRefused(TowlineError):
+    """The target refuses a row: a constraint, a cast, a NOT NULL column, a length, or an expression that raises."""
+
+    code = "TL-403"
+    remedy = "Correct the row at the source, the constraint at the target, or the route's SELECT; then start again."
+
+
+class Fenced(TowlineError):
+    """Another daemon has taken over this pipeline; this one may no longer write."""
+
+    code = "TL-404"
+    action = Action.RETRY
+    remedy = "Nothing: this daemon becomes the standby."
+
+
+class TargetConflict(TowlineError):
+    """The target cancelled the transaction in favour of another one (deadlock, serialization, lock timeout)."""
+
+    code = "TL-405"
+    action = Action.RETRY
+    remedy = "Nothing: the batch is tried again. If it happens often, find out who else writes to the target's tables."
+
+
+class TargetTableChanged(TowlineError):
+    """A target table or a column that a route fills is gone, or has another type."""
+
+    code = "TL-406"
+    remedy = "Restore it, or change the route and run `towline apply`."
+
+
+class ControlTablesForeign(TowlineError):
+    """The control tables at the target are not of a form that this version knows."""
+
+    code = "TL-407"
+    remedy = "Use the version of Towline that made them, or another `target.schema`."
+
+
+# ---- TL-5xx: pipeline -----------------------------------------------------------------------------------------
+
+
+class RouteUnknown(TowlineError):
+    """A command names a route that the pipeline does not have."""
+
+    code = "TL-501"
+    action = Action.CONFIGURE
+    remedy = "`towline status` lists the routes."
+
+
+class AlreadyRunning(TowlineError):
+    """Another daemon runs this pipeline, and this command needs it for itself."""
+
+    code = "TL-502"
+    remedy = "Stop the other daemon first."
+
+
+class ReloadRefused(TowlineError):
+    """The configuration was read again on SIGHUP, and is wrong or needs a restart; the old one stays in force."""
+
+    code = "TL-503"
+    action = Action.CONFIGURE
+    remedy = "Correct the file and send SIGHUP again, or restart when source or target changed."
+
+
+class AddressInUse(TowlineError):
+    """The address for metrics and health cannot be listened on."""
+
+    code = "TL-504"
+    action = Action.CONFIGURE
+    remedy = "Set `web.port` to a free port, or 0 for none."
+
+
+# ---- TL-6xx: verification -------------------------------------------------------------------------------------
+
+
+class VerifyUnsettled(TowlineError):
+    """Rows could not be compared: the stream did not reach the position read from the source within the time allowed."""
+
+    code = "TL-601"
+    action = Action.RETRY
+    remedy = "Start the daemon, or wait until its lag is small (`towline status`), then verify again."
+
+
+def all_errors() -> list[type[TowlineError]]:
+    """Every coded error, by code."""
+    found: list[type[TowlineError]] = [TowlineError]
+    for error in found:
+        found.extend(error.__subclasses__())
+    return sorted(found, key=lambda error: error.code)

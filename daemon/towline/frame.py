@@ -1,0 +1,203 @@
+"""Rows as framed bytes: the form in which values cross the daemon, never interpreted.
+
+A framed row is a tuple of PostgreSQL's ``COPY … (FORMAT binary)``: the number of columns (int16, big
+endian), then for each column the length of its value (int32, -1 for NULL) and its bytes. The values are
+either binary (``typsend``) or the text form (``typoutput``) of the source, see `towline.change.Format`;
+a text value framed like this is also what ``textrecv`` reads, so both travel through COPY BINARY.
+
+Source: https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format".
+
+All the work here is done column by column over all rows at once (numpy), since a loop over rows and
+columns in Python costs several times as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+    Mask = NDArray[np.bool_]
+else:
+    Ints = Mask = Any
+
+#: What opens and closes a COPY BINARY stream: signature, flags, header extension; and the file trailer.
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_TRAILER = b"\xff\xff"
+
+
+class FrameError(ValueError):
+    """The bytes are not rows of the width they are said to have."""
+
+
+def _int32(buffer: NDArray[np.uint8], at: Ints) -> Ints:
+    """The big-endian int32 at each of the offsets."""
+    four = buffer[at[:, None] + np.arange(4)].astype(np.int64)
+    value: Ints = (four[:, 0] << 24) | (four[:, 1] << 16) | (four[:, 2] << 8) | four[:, 3]
+    value[value >= 1 << 31] -= 1 << 32
+    return value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """``len(starts) - 1`` rows of ``width`` columns; row *i* is ``data[starts[i]:starts[i + 1]]``."""
+
+    data: bytes
+    starts: Ints
+    width: int
+    _fields: list[tuple[Ints, Ints]] = field(default_factory=list, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[bytes], width: int) -> Frame:
+        """Join rows that are framed already."""
+        starts = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)), out=starts[1:])
+        return cls(b"".join(rows), starts, width)
+
+    @classmethod
+    def of_values(cls, rows: Sequence[Sequence[bytes | None]], width: int) -> Frame:
+        """Frame rows given value by value; for few rows and for decoders of text."""
+        return cls.of_rows([frame_row(row) for row in rows], width)
+
+    @classmethod
+    def empty(cls, width: int) -> Frame:
+        """No rows."""
+        return cls(b"", np.zeros(1, dtype=np.int64), width)
+
+    @classmethod
+    def concat(cls, frames: Sequence[Frame], width: int) -> Frame:
+        """All rows of the frames, one after the other."""
+        if len(frames) == 1:
+            return frames[0]
+        starts = [np.zeros(1, dtype=np.int64)]
+        base = 0
+        for frame in frames:
+            starts.append(frame.starts[1:] + base)
+            base += len(frame.data)
+        return cls(b"".join(frame.data for frame in frames), np.concatenate(starts), width)
+
+    def row(self, index: int) -> bytes:
+        """The framed bytes of one row."""
+        return self.data[int(self.starts[index]) : int(self.starts[index + 1])]
+
+    def fields(self) -> tuple[Ints, Ints]:
+        """Where each value begins, and its length (-1: NULL); both of shape (width, rows).
+
+        Raises FrameError when rows do not have exactly ``width`` columns that fill them.
+        """
+        if self._fields:
+            return self._fields[0]
+        count = len(self)
+        offsets = np.empty((self.width, count), dtype=np.int64)
+        lengths = np.empty((self.width, count), dtype=np.int64)
+        buffer = np.frombuffer(self.data, dtype=np.uint8)
+        at = self.starts[:-1] + 2
+        ends = self.starts[1:]
+        for column in range(self.width):
+            if count and int((at + 4 - ends).max()) > 0:
+                raise FrameError(f"a row ends inside column {column + 1} of {self.width}")
+            length = _int32(buffer, at)
+            offsets[column] = at + 4
+            lengths[column] = length
+            at = at + 4 + np.maximum(length, 0)
+        if count and not np.array_equal(at, ends):
+            raise FrameError(f"rows do not have {self.width} columns")
+        self._fields.append((offsets, lengths))
+        return offsets, lengths
+
+    def value(self, row: int, column: int) -> bytes | None:
+        """One value; None for NULL."""
+        offsets, lengths = self.fields()
+        length = int(lengths[column, row])
+        if length < 0:
+            return None
+        at = int(offsets[column, row])
+        return self.data[at : at + length]
+
+    def column(self, column: int) -> list[bytes | None]:
+        """All values of one column."""
+        offsets, lengths = self.fields()
+        data = self.data
+        return [
+            None if length < 0 else data[at : at + length]
+            for at, length in zip(offsets[column].tolist(), lengths[column].tolist(), strict=True)
+        ]
+
+    def keys(self, columns: Sequence[int]) -> list[bytes]:
+        """The framed bytes of some columns of each row: equal bytes mean the same key.
+
+        A row's key begins with the length of its first value, so that ('a', 'bc') is not ('ab', 'c').
+        """
+        offsets, lengths = self.fields()
+        data = self.data
+        begins = [(offsets[c] - 4).tolist() for c in columns]
+        ends = [(offsets[c] + np.maximum(lengths[c], 0)).tolist() for c in columns]
+        if list(columns) == list(range(columns[0], columns[0] + len(columns))):
+            return [data[b:e] for b, e in zip(begins[0], ends[-1], strict=True)]
+        parts = [[data[b:e] for b, e in zip(bs, es, strict=True)] for bs, es in zip(begins, ends, strict=True)]
+        return [b"".join(pieces) for pieces in zip(*parts, strict=True)]
+
+    def take(self, rows: Ints) -> Frame:
+        """The rows of those indices, in that order."""
+        if len(rows) == len(self) and bool((rows == np.arange(len(self))).all()):
+            return self
+        starts = self.starts.tolist()
+        data = self.data
+        return Frame.of_rows([data[starts[i] : starts[i + 1]] for i in rows.tolist()], self.width)
+
+    def project(self, columns: Sequence[int]) -> Frame:
+        """The same rows with only those columns, in that order."""
+        if list(columns) == list(range(self.width)):
+            return self
+        head = len(columns).to_bytes(2, "big")
+        return Frame.of_rows([head + key for key in self.keys(columns)], len(columns))
+
+    def append_column(self, values: Sequence[bytes | None]) -> Frame:
+        """The same rows with one more column at the end."""
+        head = (self.width + 1).to_bytes(2, "big")
+        starts = self.starts.tolist()
+        data = self.data
+        return Frame.of_rows(
+            [
+                head + data[starts[i] + 2 : starts[i + 1]] + frame_value(value)
+                for i, value in enumerate(values)
+            ],
+            self.width + 1,
+        )
+
+    def copy_data(self) -> bytes:
+        """The rows as a whole COPY BINARY stream."""
+        return b"".join((COPY_HEADER, self.data, COPY_TRAILER))
+
+
+def frame_value(value: bytes | None) -> bytes:
+    """One framed value: its length and its bytes."""
+    if value is None:
+        return b"\xff\xff\xff\xff"
+    return len(value).to_bytes(4, "big") + value
+
+
+def frame_row(values: Sequence[bytes | None]) -> bytes:
+    """One framed row."""
+    return len(values).to_bytes(2, "big") + b"".join(map(frame_value, values))
+
+
+def key_values(key: bytes) -> list[bytes | None]:
+    """Take a key of `Frame.keys` apart into its values."""
+    values: list[bytes | None] = []
+    at = 0
+    while at < len(key):
+        length = int.from_bytes(key[at : at + 4], "big", signed=True)
+        at += 4
+        values.append(None if length < 0 else key[at : at + length])
+        at += max(length, 0)
+    return values

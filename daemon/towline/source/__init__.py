@@ -1,0 +1,133 @@
+"""The contract of a source: where changes come from.
+
+A source has two sides, each with its own connection, so that one can wait while the other works:
+
+* a *stream*, read by one thread, of the log from a position on;
+* *tables*: queries on the present state, for snapshots, verification and re-reading.
+
+**Order.** Pieces come in commit order; transactions are never interleaved. A piece that ends inside a transaction
+(``end is None``) is followed by the rest of it. Transactions that end at or before the start position are left out.
+
+**Durability.** A source forgets nothing after the position that was last acknowledged. The pipeline acknowledges
+only what a target has committed. Opening a stream again at that position yields what followed it, exactly.
+
+**Failure.** A lost connection is an error (`SourceUnavailable`), never repaired inside: the supervisor
+restarts the pipeline from the durable checkpoint. After an error an object is only good for ``close``.
+
+**Concurrency.** `Stream.poll` and `Stream.acknowledge` may be called from one thread while the source's own reader
+thread receives; keepalives are answered by the reader, with the acknowledged position, however long the caller takes.
+
+**Shutdown.** ``close`` returns within a second or two, whatever the other end does; it may be called twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from towline.change import Chunk, Cursor, Piece, Relation, Visibility
+from towline.frame import Frame
+from towline_transforms.schema import Catalog, TableName
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that `plan` shows and `apply` does, on one side. ``sql`` can be read and run by hand."""
+
+    side: str  # 'source' or 'target'
+    title: str
+    sql: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What `check` found: an error (nothing will work) or a warning. ``remedy``: a statement or a sentence."""
+
+    code: str
+    fatal: bool
+    detail: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which database this is: a checkpoint belongs to exactly one."""
+
+    system_identifier: str
+    timeline: int
+    database: str
+    server_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """The slot as the source sees it. Positions are 0 where the server says NULL."""
+
+    exists: bool
+    confirmed: int = 0
+    restart: int = 0
+    active_pid: int = 0
+    retained_bytes: int = 0
+    wal_status: str = ""
+    plugin: str = ""
+    database: str = ""
+
+
+class Stream(Protocol):
+    """The log of the source, from a position on."""
+
+    def poll(self, timeout: float) -> Piece | None:
+        """The next piece, or None when none came within ``timeout`` seconds.
+
+        While none is taken, the source gathers more transactions into the next piece, up to its bounds; beyond them
+        it stops reading. Raises the reader's error (SourceUnavailable, StreamMalformed, SourceTableChanged, …).
+        """
+
+    def acknowledge(self, position: int) -> None:
+        """Tell the source that everything before ``position`` is durable at the target. Never goes back."""
+
+    @property
+    def idle_position(self) -> int:
+        """Up to where the source has sent all there is, when nothing of it waits to be polled; else 0.
+
+        It moves on while other tables or databases are written to, so that an idle pipeline can advance its checkpoint.
+        """
+
+    @property
+    def received_position(self) -> int:
+        """The newest log position that the source has told of, applied or not."""
+
+    def close(self) -> None:
+        """End the connection and the reader thread."""
+
+
+class Tables(Protocol):
+    """Queries on the source's present state. One thread; every call may raise SourceUnavailable."""
+
+    def identity(self) -> Identity:
+        """Which server and database this is."""
+
+    def slot(self) -> SlotState:
+        """The slot as it is now."""
+
+    def position(self) -> int:
+        """The end of the log now: every commit that has returned to its client ends at or before it."""
+
+    def visibility(self) -> Visibility:
+        """A snapshot taken now."""
+
+    def describe(self, names: Sequence[TableName]) -> Catalog:
+        """The tables of those names; a name ``*`` stands for all ordinary and partitioned tables of the schema."""
+
+    def chunk(self, relation: Relation, after: Cursor | None, limit: int) -> Chunk:
+        """Up to ``limit`` rows that follow ``after`` in the order of the relation's key; None: from the first."""
+
+    def between(self, relation: Relation, after: Cursor | None, upto: Cursor | None) -> Chunk:
+        """All rows after ``after`` and up to and with ``upto``, as they are now (None: no bound)."""
+
+    def fetch(self, relation: Relation, keys: Frame) -> Chunk:
+        """The present rows of those keys (framed key columns, in the identity's order); absent ones are left out."""
+
+    def close(self) -> None:
+        """End the connection."""

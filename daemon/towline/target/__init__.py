@@ -1,0 +1,147 @@
+"""The contract of a target: where rows are made durable.
+
+**One transaction.** ``begin``, any number of ``apply`` and ``load``, then ``commit`` with the position reached: rows,
+ledger and checkpoint become durable together or not at all. Nothing is visible to others before.
+
+**Idempotence.** Applying what was applied before leaves the same rows: the newest version of each key wins, deletes of
+absent rows do nothing.
+
+**One writer.** ``acquire`` takes the pipeline's session lock; ``open`` raises the epoch in the checkpoint. Each ``begin``
+locks the checkpoint row and each ``commit`` names its epoch: whoever has an older one gets `Fenced` and leaves no trace.
+
+**Failure.** After an error from ``apply``, ``load`` or ``commit`` the transaction is rolled back, by ``rollback`` or by the server.
+`TargetUnavailable` and `TargetConflict` say nothing about the rows: the same pieces may be applied again. When the connection is lost
+during ``commit``, whether it took place is unknown: the checkpoint tells.
+
+**Concurrency.** One thread. **Shutdown.** ``close`` may be called twice, and from another thread to end a call under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from towline.change import Chunk, Cursor, Piece, Relation
+from towline.frame import Frame
+from towline.source import Identity
+from towline_transforms.route import Route
+
+#: Reads the present rows of some keys from the source (`Tables.fetch`), for values that the log did not carry.
+Reread = Callable[[Relation, Frame], Chunk]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The durable state of a pipeline. ``commit_time`` is of the last source transaction applied."""
+
+    position: int
+    epoch: int
+    identity: Identity
+    slot: str
+    plugin: str
+    commit_time: datetime | None
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RouteState:
+    """How far a route's snapshot is: ``pending`` (changes are skipped), ``copying``, ``streaming``.
+
+    ``cursor``: the source key up to which rows were copied. ``estimate``: rows that the table had when copying began.
+    """
+
+    route: str
+    state: str
+    cursor: Cursor | None = None
+    copied: int = 0
+    estimate: int = 0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of a route's rows; the ledger demands seen = the sum of the others.
+
+    A change of key counts as two rows seen: the old one deleted, the new one upserted.
+    """
+
+    seen: int = 0
+    upserted: int = 0
+    deleted: int = 0
+    superseded: int = 0
+    filtered: int = 0
+    quarantined: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add another's figures to this one's."""
+        self.seen += other.seen
+        self.upserted += other.upserted
+        self.deleted += other.deleted
+        self.superseded += other.superseded
+        self.filtered += other.filtered
+        self.quarantined += other.quarantined
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every row seen is accounted for."""
+        return self.seen == self.upserted + self.deleted + self.superseded + self.filtered + self.quarantined
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkLoad:
+    """A chunk for one route, to be committed with the stream up to ``chunk.high``; ``state`` is the route's after it."""
+
+    route: Route
+    chunk: Chunk
+    state: RouteState
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit made durable: by route, for metrics."""
+
+    counts: Mapping[str, Counts] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Target(Protocol):
+    """The writing side of a target, for one pipeline."""
+
+    def acquire(self, timeout: float) -> bool:
+        """Try for the session lock, for up to ``timeout`` seconds. False: another daemon has it (this one is the standby)."""
+
+    def open(self) -> Checkpoint:
+        """Raise the epoch and read the checkpoint. Raises NotSetUp when `apply` has not run."""
+
+    def states(self) -> Mapping[str, RouteState]:
+        """The state of each route that the target knows."""
+
+    def begin(self) -> None:
+        """Start the transaction of a batch. Raises Fenced."""
+
+    def apply(self, piece: Piece, active: AbstractSet[str], reread: Reread, prior: ChunkLoad | None = None) -> None:
+        """Apply a piece to the routes named in ``active``; others skip it (their snapshot has not begun).
+
+        ``prior``: a chunk that will be loaded in this transaction; its rows count as older versions of what the
+        piece changes. Raises RowRefused when one row cannot be applied even alone and in order.
+        """
+
+    def load(self, load: ChunkLoad) -> None:
+        """Load a chunk's rows, but for the keys that were applied in this transaction (those are newer)."""
+
+    def commit(self, position: int, commit_time: datetime | None) -> Committed:
+        """Write ledger and checkpoint and commit. Raises Fenced."""
+
+    def rollback(self) -> None:
+        """Abandon the transaction, if there is one."""
+
+    def heartbeat(self) -> None:
+        """Keep the session alive while there is nothing to write. Raises TargetUnavailable."""
+
+    def set_states(self, states: Sequence[RouteState]) -> None:
+        """Record route states in a transaction of its own (fenced like any other)."""
+
+    def close(self) -> None:
+        """End the connection; the session lock goes with it."""

@@ -1,0 +1,58 @@
+"""What can be wrong with a route: a code, the route, the column, and the way out.
+
+Raised together (`RouteError` holds all problems of all routes), so that an admin corrects them in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+
+class ProblemKind(Enum):
+    """A kind of problem: its code, and what it means (docs/ERRORS.md prints this)."""
+
+    SYNTAX = ("TL-201", "The SELECT cannot be parsed, or is not one plain SELECT from the route's source table.")
+    SOURCE_TABLE = ("TL-202", "The source table does not exist, or a pattern matches no table.")
+    UNKNOWN_COLUMN = ("TL-203", "A column is in neither the source table nor a joined table of the target.")
+    AGGREGATE = ("TL-204", "Aggregates, GROUP BY, HAVING, DISTINCT, LIMIT and set operations need more than one row.")
+    WINDOW = ("TL-205", "Window functions look at other rows, which the route does not have.")
+    SUBQUERY = ("TL-206", "A subquery reads the source table, of which only the changed rows are at hand.")
+    FUNCTION = ("TL-207", "A function returns a set, or is volatile: the same row would not give the same result.")
+    JOIN = ("TL-208", "A join is not by a unique key of the joined table, so that it could multiply rows.")
+    KEY = ("TL-209", "A key column does not follow from the source's replica identity alone: a delete could not find it.")
+    NOT_NULL = ("TL-210", "A NOT NULL column of the target without a default is not filled.")
+    IDENTITY = ("TL-211", "The source table has no replica identity by which updates and deletes name a row.")
+    TARGET_TABLE = ("TL-212", "The target table does not exist, or lacks what the route needs of it.")
+    TARGET_KEY = ("TL-213", "The route's key is not a unique key of the target table.")
+    TYPE = ("TL-214", "A type does not exist at the target, or its values cannot be carried exactly.")
+    DUPLICATE = ("TL-215", "Two routes, or two columns of one, have the same name or fill the same thing.")
+    STATEMENT = ("TL-216", "The target's server refuses the statement that the route would run.")
+
+    def __init__(self, code: str, meaning: str) -> None:
+        self.code = code
+        self.meaning = meaning
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. ``column`` may be empty; ``remedy`` says what to write instead."""
+
+    kind: ProblemKind
+    route: str
+    column: str
+    detail: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = f"route {self.route}" + (f", column {self.column}" if self.column else "")
+        return f"{self.kind.code}: {where}: {self.detail} {self.remedy}"
+
+
+class RouteError(ValueError):
+    """Routes were refused; ``problems`` lists everything that is wrong with them."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)

@@ -31,3 +31,13 @@ def parse_lsn(text: str) -> int:
 def format_lsn(position: int) -> str:
     """Write a position as PostgreSQL prints it, e.g. ``'16/B374D848'``."""
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
+def before_page_header(position: int) -> int:
+    """The same place in the log, without the header of an empty page.
+
+    ``pg_current_wal_insert_lsn()`` names where the next record would start: at a page boundary that is after the page's header
+    (24 bytes, 40 on a segment's first page), which is not written before the record. A stream that has sent everything
+    stops before it. See XLogBytePosToRecPtr and XLogBytePosToEndRecPtr in PostgreSQL's xlog.c (pages of 8 kB).
+    """
+    return position - position % 8192 if position % 8192 in (24, 40) else position

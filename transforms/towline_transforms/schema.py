@@ -43,6 +43,7 @@ class SqlType:
     ``binary`` says whether its binary form means the same on another server of another version
     (false for ``reg*``, which are OIDs, and for containers that embed OIDs of user types).
     ``element`` is the element of an array, the base of a domain, the subtype of a range.
+    ``extension`` names the extension that made the type, if one did.
     """
 
     oid: int
@@ -53,6 +54,7 @@ class SqlType:
     binary: bool = True
     array_oid: int = 0
     element: SqlType | None = None
+    extension: str | None = None
 
     @property
     def builtin(self) -> bool:
@@ -129,10 +131,15 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The tables of one database that routes may name."""
+    """The tables of one database that routes may name.
+
+    ``types``: schema and name of every type of that database which is not built in (arrays and tables' row
+    types may be left out); None when that was not asked.
+    """
 
     tables: dict[TableName, Table]
     server_version: int = 0
+    types: frozenset[tuple[str, str]] | None = None
 
     def get(self, name: TableName) -> Table | None:
         """The table of that name, or None."""

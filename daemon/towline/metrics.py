@@ -1,0 +1,136 @@
+"""What Prometheus can see of a pipeline. Names and labels are here and nowhere else; docs/OPERATIONS.md explains them.
+
+All methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from towline import __version__
+from towline.target import Committed, RouteState
+
+PIPELINE, ROUTE, OPERATION, CODE, STATE, ROLE = "pipeline", "route", "operation", "code", "state", "role"
+
+ROWS = "towline_rows"
+BATCHES = "towline_batches"
+APPLY_SECONDS = "towline_apply_seconds"
+SOURCE_LAG_BYTES = "towline_source_lag_bytes"
+LAG_SECONDS = "towline_lag_seconds"
+SLOT_RETAINED_BYTES = "towline_slot_retained_bytes"
+SLOT_RESTART_POSITION = "towline_slot_restart_position_bytes"
+CHECKPOINT_POSITION = "towline_checkpoint_position_bytes"
+LAST_APPLIED = "towline_last_applied_timestamp_seconds"
+ERRORS = "towline_errors"
+ROUTE_STATE = "towline_route_state"
+ROUTE_COPIED = "towline_route_copied_rows"
+ROUTE_ESTIMATE = "towline_route_estimated_rows"
+ROLE_STATE = "towline_role"
+BUILD = "towline_build_info"
+UP_SINCE = "towline_up_since_timestamp_seconds"
+
+OPERATIONS = ("upserted", "deleted", "superseded", "filtered", "quarantined")
+STATES = ("pending", "copying", "streaming")
+ROLES = ("starting", "standby", "active", "backoff", "stopping")
+
+#: Seconds of one target transaction, from a prompt small batch to one that loads a whole chunk.
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The metrics of one pipeline, in a registry of their own."""
+
+    def __init__(self, pipeline: str) -> None:
+        self.registry = CollectorRegistry()
+        self.pipeline = pipeline
+        ProcessCollector(registry=self.registry)
+        self._rows = self._counter(
+            ROWS, "Source rows by what became of them; they add up to all rows seen.", ROUTE, OPERATION
+        )
+        self._batches = self._counter(BATCHES, "Target transactions committed.")
+        self._errors = self._counter(ERRORS, "Errors by code, see docs/ERRORS.md.", CODE)
+        self._seconds = Histogram(
+            APPLY_SECONDS, "Seconds of a target transaction.", [PIPELINE], buckets=_BUCKETS, registry=self.registry
+        ).labels(pipeline)
+        self._lag_bytes = self._gauge(SOURCE_LAG_BYTES, "Log of the source that is not durable at the target yet.")
+        self._lag_seconds = self._gauge(
+            LAG_SECONDS, "How far the target is behind the source; 0 when nothing is missing."
+        )
+        self._retained = self._gauge(SLOT_RETAINED_BYTES, "Log that the source keeps for the replication slot.")
+        self._restart = self._gauge(SLOT_RESTART_POSITION, "The slot's restart position, in bytes of log.")
+        self._checkpoint = self._gauge(CHECKPOINT_POSITION, "The durable position, in bytes of log.")
+        self._applied = self._gauge(LAST_APPLIED, "When the last target transaction was committed.")
+        self._state = self._gauge(ROUTE_STATE, "1 for the state that the route's snapshot is in.", ROUTE, STATE)
+        self._copied = self._gauge(ROUTE_COPIED, "Rows that the route's snapshot has copied.", ROUTE)
+        self._estimate = self._gauge(
+            ROUTE_ESTIMATE, "Rows that the table had when its snapshot began, estimated.", ROUTE
+        )
+        self._role = self._gauge(ROLE_STATE, "1 for what this daemon is doing.", ROLE)
+        self._gauge(BUILD, "1; the labels tell the version.", "version", "python").labels(
+            pipeline, __version__, platform.python_version()
+        ).set(1)
+        self._gauge(UP_SINCE, "When this daemon started.").labels(pipeline).set(time.time())
+        for unknown in (self._lag_bytes, self._lag_seconds, self._retained):
+            unknown.labels(pipeline).set(math.nan)  # 0 would say that all is well before anything was measured
+        for plain in (self._batches, self._checkpoint, self._applied, self._restart):
+            plain.labels(pipeline)
+        self.role("starting")
+
+    def committed(self, committed: Committed, position: int) -> None:
+        """A target transaction was committed, up to ``position``."""
+        self._batches.labels(self.pipeline).inc()
+        self._seconds.observe(committed.seconds)
+        self._checkpoint.labels(self.pipeline).set(position)
+        self._applied.labels(self.pipeline).set_to_current_time()
+        for route, counts in committed.counts.items():
+            for operation in OPERATIONS:
+                self._rows.labels(self.pipeline, route, operation).inc(getattr(counts, operation))
+
+    def error(self, code: str) -> None:
+        """An error with that code was met."""
+        self._errors.labels(self.pipeline, code).inc()
+
+    def lag(self, bytes_: int, seconds: float) -> None:
+        """How far the target is behind the source now."""
+        self._lag_bytes.labels(self.pipeline).set(bytes_)
+        self._lag_seconds.labels(self.pipeline).set(seconds)
+
+    def slot(self, retained_bytes: int, restart: int) -> None:
+        """What the source keeps for the slot."""
+        self._retained.labels(self.pipeline).set(retained_bytes)
+        self._restart.labels(self.pipeline).set(restart)
+
+    def route_state(self, state: RouteState) -> None:
+        """How far a route's snapshot is."""
+        for operation in OPERATIONS:
+            self._rows.labels(self.pipeline, state.route, operation)
+        for name in STATES:
+            self._state.labels(self.pipeline, state.route, name).set(name == state.state)
+        self._copied.labels(self.pipeline, state.route).set(state.copied)
+        self._estimate.labels(self.pipeline, state.route).set(state.estimate)
+
+    def role(self, role: str) -> None:
+        """What this daemon is doing: one of ROLES."""
+        for name in ROLES:
+            self._role.labels(self.pipeline, name).set(name == role)
+
+    def forget_routes(self, routes: Iterable[str]) -> None:
+        """Routes that a new configuration no longer has."""
+        for route in routes:
+            for operation in OPERATIONS:
+                self._rows.remove(self.pipeline, route, operation)
+            for name in STATES:
+                self._state.remove(self.pipeline, route, name)
+            self._copied.remove(self.pipeline, route)
+            self._estimate.remove(self.pipeline, route)
+
+    def _counter(self, name: str, help_: str, *labels: str) -> Counter:
+        return Counter(name, help_, [PIPELINE, *labels], registry=self.registry)
+
+    def _gauge(self, name: str, help_: str, *labels: str) -> Gauge:
+        return Gauge(name, help_, [PIPELINE, *labels], registry=self.registry)

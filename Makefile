@@ -1,0 +1,55 @@
+# Each target makes what it needs, on a fresh machine too: all it takes is make, bash and a network with a package index.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+# A new file name when what is to be installed changes, or the directory: a virtual environment cannot be moved.
+STAMP := $(VENV)/installed-$(shell { pwd; cat pyproject.toml requirements.lock .ci/venv; } | cksum | cut -d ' ' -f 1)
+
+DEMO_ARGS ?=
+TEST_ARGS ?=
+# PostgreSQL 15 with wal2json comes from Debian: elsewhere those tests are left out, by name.
+ifeq ($(shell uname -s),Darwin)
+SELECTION := -m 'not debian'
+SELECTION_NOTE := @echo "On macOS the tests marked 'debian' are left out: they need Debian's PostgreSQL 15 with wal2json."
+endif
+
+.PHONY: help install demo test test-unit lint lock clean
+
+help:
+	@echo "make demo       a source under load, a hub and the daemon, live (DEMO_ARGS=\"--seconds 20\" bounds it)"
+	@echo "make test       all tests; as root on Debian it installs PostgreSQL 15 for them"
+	@echo "make test-unit  only those without I/O"
+	@echo "make lint       ruff and mypy --strict"
+	@echo "make lock       write requirements.lock anew"
+	@echo "make clean      remove the virtual environment and caches"
+
+install: $(STAMP)
+
+$(STAMP):
+	@.ci/venv $(VENV)
+	@touch $@
+
+demo: $(STAMP)
+	@$(VENV)/bin/towline demo $(DEMO_ARGS)
+
+test: $(STAMP)
+	@.ci/postgresql-15
+	$(SELECTION_NOTE)
+	@$(PYTHON) -m pytest -q -ra $(SELECTION) $(TEST_ARGS)
+
+test-unit: $(STAMP)
+	@$(PYTHON) -m pytest -q -ra tests/unit $(TEST_ARGS)
+
+lint: $(STAMP)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+
+lock: $(STAMP)
+	@.ci/lock $(PYTHON)
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find daemon transforms tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What both ends share of PostgreSQL: sessions, errors, and the catalog."""

@@ -23,6 +23,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     SecretStr,
     ValidationError,
@@ -60,7 +61,9 @@ def _table(value: object) -> TableName:
     return parse_table(value if isinstance(value, str) else "")
 
 
-Table = Annotated[TableName, PlainValidator(_table), WithJsonSchema({"type": "string", "pattern": r"\."})]
+Table = Annotated[
+    TableName, PlainValidator(_table), PlainSerializer(str), WithJsonSchema({"type": "string", "pattern": r"\."})
+]
 Whole = Annotated[int, BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_number)]
 Columns = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=63)], ...], Field(strict=False)]
@@ -378,7 +381,9 @@ def _schema_mistakes(found: Document) -> Iterator[Mistake]:
         for detail in error.errors(include_url=False, include_input=False):
             place = detail["loc"]
             value = found.get(place)
-            if detail["type"] != "impossible" and not (place in known and value is None):
+            if detail["type"] == "impossible" or (place in known and value is None):
+                continue  # reported with a line of its own
+            if detail["type"] != "too_short" or not value:  # pydantic does not count the entries that are wrong
                 yield Mistake(found.line(place), place, _wording(detail, value))
 
 

@@ -25,7 +25,7 @@ _TAG = "tag:yaml.org,2002:"
 _MERGE = _TAG + "merge"
 _MOST_NODES = 100_000
 _SAFE_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,40}\Z")
-_QUOTED = re.compile(r"'(?!<)[^']*'|\"[^\"]*\"")
+_QUOTED = re.compile(r"'(?!<)[^']*'|\"[^\"]*\"")  # in PyYAML's messages: a piece of the file, or a '<kind of token>'
 
 
 class _Loader(yaml.SafeLoader):
@@ -97,7 +97,7 @@ def parse(text: str, environment: Mapping[str, str], folder: Path) -> Document:
         root = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = _QUOTED.sub("…", " ".join(filter(None, (error.context, error.problem))))
+        problem = _QUOTED.sub(_unquoted, " ".join(filter(None, (error.context, error.problem))))
         document.mistakes.append(Mistake(mark.line + 1 if mark else 1, (), f"not YAML: {problem}"))
         return document
     except yaml.reader.ReaderError as error:
@@ -213,6 +213,11 @@ class _Builder:
         except references.ReferenceMissing as error:
             self.mistake(node, place, str(error), missing_secret=True)
         return None
+
+
+def _unquoted(match: re.Match[str]) -> str:
+    """Punctuation may be shown; anything else in quotes may be a piece of a password."""
+    return "…" if any(letter.isalnum() for letter in match[0].replace(r"\t", "")) else match[0]
 
 
 def _line(node: yaml.Node) -> int:

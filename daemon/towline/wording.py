@@ -36,9 +36,10 @@ def expected(error: ErrorDetails, value: object) -> str:
     if kind == "missing":
         return "expected, but missing"
     got = f"(got {_type(value)})"
+    otherwise = "" if isinstance(value, str) else f" {got}"  # a wrong string is not wrong by its type
     if kind in ("literal_error", "enum"):
         allowed = re.findall(r"'([^']*)'", str(context["expected"]))
-        return f"expected {' or '.join(allowed)} {got}{_close(value, allowed)}"
+        return f"expected {' or '.join(allowed)}{otherwise}{_close(value, allowed)}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"expected a mapping {got}"
     if kind in ("tuple_type", "list_type"):
@@ -58,8 +59,8 @@ def expected(error: ErrorDetails, value: object) -> str:
             f"{context.get('min_length', context.get('max_length'))} characters"
         )
     if kind == "too_short":
-        return f"expected at least {context['min_length']} entry {got}"
-    return f"expected {error['msg'].removeprefix('Value error, ')} {got}"
+        return f"expected at least {context['min_length']} entry"
+    return f"expected {error['msg'].removeprefix('Value error, ')}{otherwise}"
 
 
 def unknown_key(key: object, allowed: list[str]) -> str:

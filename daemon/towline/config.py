@@ -305,6 +305,16 @@ def load(file: Path | str) -> PipelineConfig:
     return PipelineConfig.model_validate(found.data)
 
 
+def notify_socket() -> str:
+    """Where systemd wants to be told of the daemon's state; empty when it does not."""
+    return os.environ.get("NOTIFY_SOCKET", "")
+
+
+def debug() -> bool:
+    """Whether TOWLINE_DEBUG asks for where in the code an error came from."""
+    return os.environ.get("TOWLINE_DEBUG", "") not in ("", "0")
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of the pipeline file, for editors (``# yaml-language-server: $schema=…``)."""
     schema = PipelineConfig.model_json_schema(by_alias=True)

@@ -15,13 +15,19 @@ class ProblemKind(Enum):
 
     SYNTAX = ("TL-201", "The SELECT cannot be parsed, or is not one plain SELECT from the route's source table.")
     SOURCE_TABLE = ("TL-202", "The source table does not exist, or a pattern matches no table.")
-    UNKNOWN_COLUMN = ("TL-203", "A column is in neither the source table nor a joined table of the target, or in several.")
+    UNKNOWN_COLUMN = (
+        "TL-203",
+        "A column is in neither the source table nor a joined table of the target, or in several.",
+    )
     AGGREGATE = (
         "TL-204",
         "Aggregates, GROUP BY, HAVING, DISTINCT, ORDER BY, LIMIT and set operations are about more than one row.",
     )
     WINDOW = ("TL-205", "Window functions look at other rows, which the route does not have.")
-    SUBQUERY = ("TL-206", "A subquery: of the source table only the changed rows are at hand; target tables are joined.")
+    SUBQUERY = (
+        "TL-206",
+        "A subquery: of the source table only the changed rows are at hand; target tables are joined.",
+    )
     FUNCTION = (
         "TL-207",
         "The same row would not give the same one row: a function returns a set or is volatile, "
@@ -32,7 +38,10 @@ class ProblemKind(Enum):
         "A join is not by a unique key of the joined table, so that it could multiply rows, "
         "or is of a kind that routes do not have.",
     )
-    KEY = ("TL-209", "A key column does not follow from the source's replica identity alone: a delete could not find it.")
+    KEY = (
+        "TL-209",
+        "A key column does not follow from the source's replica identity alone: a delete could not find it.",
+    )
     NOT_NULL = ("TL-210", "A NOT NULL column of the target without a default is not filled.")
     IDENTITY = ("TL-211", "The source table has no replica identity by which updates and deletes name a row.")
     TARGET_TABLE = ("TL-212", "The target table does not exist, or lacks what the route needs of it.")

@@ -40,7 +40,7 @@ PSEUDO_COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class RouteSpec:
-    """A route as written. ``source`` and ``into`` may end in ``*`` for identity routes (``public.*`` into ``replica.*``)."""
+    """A route as written. In identity routes a table's name may be ``*`` (``public.*`` into ``replica.*``)."""
 
     name: str
     source: TableName
@@ -56,9 +56,10 @@ class RouteSpec:
 class Assignment:
     """One target column and where it comes from.
 
-    ``column``: the target's column, also the name of that column in the route's SELECT. ``sql``: the expression, as written.
-    ``sources``: the source table's columns it depends on, through the SELECT list; ``pseudo``: pseudo-columns;
-    ``joined``: columns of joined target tables, as ``schema.table.column``.
+    ``column``: the target's column, also the name of that column in the route's SELECT. ``sql``: the expression, as
+    written. ``sources``: the source table's columns it depends on, through the SELECT list and the ON of the joins that
+    it refers to; ``pseudo``: pseudo-columns, likewise; ``joined``: columns of joined target tables that it names, as
+    ``schema.table.column``.
     """
 
     column: str

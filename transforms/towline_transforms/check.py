@@ -15,12 +15,13 @@ from sqlglot.errors import SqlglotError
 from towline_transforms.functions import calls
 from towline_transforms.identifier import suggest
 from towline_transforms.identity import check_identity, derived_name, identity_route
-from towline_transforms.parse import joined_tables, tokenize
+from towline_transforms.parse import joined_tables
 from towline_transforms.problems import Problem, ProblemKind, RouteError
 from towline_transforms.report import Report
 from towline_transforms.route import Route, RouteSpec
 from towline_transforms.schema import Catalog, TableName
 from towline_transforms.select_route import select_route
+from towline_transforms.syntax import tokenize
 
 _EVERY = "*"
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from sqlglot.tokenizer_core import Token, TokenType
 
-from towline_transforms.identifier import fold
 from towline_transforms.problems import ProblemKind
+from towline_transforms.syntax import word
 
 
 def _names(text: str) -> frozenset[str]:
@@ -107,30 +107,6 @@ class Refusal:
     kind: ProblemKind
     detail: str
     remedy: str
-
-
-def word(token: Token) -> str:
-    """The name that a token means as an identifier; empty when it cannot be one."""
-    if token.token_type == TokenType.IDENTIFIER:
-        return fold(token.text, quoted=True)
-    first = token.text[:1]
-    is_word = token.token_type not in _LITERALS and (first == "_" or first.isalpha())
-    return fold(token.text, quoted=False) if is_word else ""
-
-
-_LITERALS = frozenset(
-    {
-        TokenType.STRING,
-        TokenType.NUMBER,
-        TokenType.BIT_STRING,
-        TokenType.HEX_STRING,
-        TokenType.BYTE_STRING,
-        TokenType.RAW_STRING,
-        TokenType.HEREDOC_STRING,
-        TokenType.UNICODE_STRING,
-        TokenType.NATIONAL_STRING,
-    }
-)
 
 
 def calls(tokens: Sequence[Token]) -> Iterator[Call]:

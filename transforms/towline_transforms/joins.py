@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from sqlglot import exp
 
 from towline_transforms.identifier import quote
+from towline_transforms.join_clause import Join
 from towline_transforms.lineage import Scope, trace
-from towline_transforms.parse import Join
 from towline_transforms.problems import ProblemKind
 from towline_transforms.report import Report
 from towline_transforms.schema import Catalog, Table, TableName

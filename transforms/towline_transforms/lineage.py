@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from sqlglot import exp
 from sqlglot.tokenizer_core import Token, TokenType
 
-from towline_transforms.functions import word
-from towline_transforms.identifier import fold, suggest
-from towline_transforms.parse import Join, Statement
+from towline_transforms.identifier import suggest
+from towline_transforms.join_clause import Join
+from towline_transforms.parse import Statement
 from towline_transforms.problems import ProblemKind
 from towline_transforms.report import Report
 from towline_transforms.route import PSEUDO_COLUMNS
 from towline_transforms.schema import Table
+from towline_transforms.syntax import name_of, word
 
 _SYSTEM_COLUMNS = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid", "oid"})
 
@@ -52,7 +53,7 @@ class Scope:
         """What a column reference means; nothing, and reported under ``label``, when it cannot be told."""
         if not isinstance(column.this, exp.Identifier):
             return Dependencies()
-        name = _name(column.this)
+        name = name_of(column.this)
         if column.args.get("db") is not None:
             written = column.sql()
             report.add(
@@ -63,7 +64,7 @@ class Scope:
             )
             return Dependencies()
         if (table := column.args.get("table")) is not None:
-            return self._qualified(_name(table), name, report, label)
+            return self._qualified(name_of(table), name, report, label)
         return self._unqualified(name, report, label)
 
     def _qualified(self, table: str, name: str, report: Report, label: str) -> Dependencies:
@@ -154,10 +155,6 @@ class Scope:
         report.add(ProblemKind.UNKNOWN_COLUMN, detail, remedy, label)
 
 
-def _name(identifier: exp.Expr) -> str:
-    return fold(identifier.name, quoted=bool(identifier.args.get("quoted")))
-
-
 def columns_of(node: exp.Expr) -> Iterable[exp.Column]:
     """The column references of an expression, those of subqueries left out (they are refused as such)."""
     return [column for column in node.find_all(exp.Column) if not _in_subquery(column, node)]
@@ -227,7 +224,7 @@ def unread_columns(tokens: Sequence[Token], node: exp.Expr, scope: Scope) -> lis
     sqlglot reads a few operators of PostgreSQL as something else, and the columns in them are lost. A route in
     which that happened would not be checked fully, so that it is refused.
     """
-    read = {_name(column.this) for column in columns_of(node) if isinstance(column.this, exp.Identifier)}
+    read = {name_of(column.this) for column in columns_of(node) if isinstance(column.this, exp.Identifier)}
     lost = []
     for place, token in enumerate(tokens):
         name = word(token)

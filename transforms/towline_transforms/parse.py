@@ -12,20 +12,16 @@ from dataclasses import dataclass
 
 import sqlglot
 from sqlglot import exp
-from sqlglot.dialects.postgres import Postgres
 from sqlglot.errors import ParseError, SqlglotError
 from sqlglot.tokenizer_core import Token, TokenType
 
-from towline_transforms.functions import word
-from towline_transforms.identifier import fold, quote
+from towline_transforms.identifier import quote
+from towline_transforms.join_clause import Join, read_joins
 from towline_transforms.problems import ProblemKind
 from towline_transforms.report import Report
 from towline_transforms.schema import Table, TableName
-
-DIALECT = Postgres()
-
-_OPENING = (TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE)
-_CLOSING = (TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE)
+from towline_transforms.select_list import Item, expand_stars, list_span, output_items
+from towline_transforms.syntax import DIALECT, alias_of, end_of, is_plain, name_of, start_of, tokenize, word
 
 _VIEW = "Replicate the rows, and do this in a view at the target."
 _PLAIN = "Write one SELECT from the route's source table, with joins to tables of the target where needed."
@@ -52,31 +48,6 @@ _ALLOWED = frozenset({"expressions", "from_", "joins", "where"})
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One output column. ``name`` is empty when it has none that can be relied on; ``tokens`` are the expression's."""
-
-    name: str
-    sql: str
-    node: exp.Expr
-    tokens: tuple[Token, ...]
-
-    @property
-    def label(self) -> str:
-        """What to call it in a problem."""
-        return self.name or self.sql
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """A join to a table of the target. ``alias`` is the name by which columns refer to it."""
-
-    table: TableName
-    alias: str
-    inner: bool
-    on: exp.Expr
-
-
-@dataclass(frozen=True, slots=True)
 class Statement:
     """A SELECT taken apart. ``head`` and ``tail``: see `Route.select`. ``rest``: the tokens after the source table."""
 
@@ -87,11 +58,6 @@ class Statement:
     joins: tuple[Join, ...]
     where: exp.Expr | None
     rest: tuple[Token, ...]
-
-
-def tokenize(text: str) -> list[Token]:
-    """The tokens of some SQL. Raises sqlglot's TokenError."""
-    return list(DIALECT.tokenize(text))
 
 
 def joined_tables(text: str) -> list[TableName]:
@@ -126,20 +92,20 @@ def parse(text: str, source: Table, report: Report) -> Statement | None:
         return None
     tokens = tokenize(text)
     head, tail, alias = _split(text, tokens, reference)
-    span = _list_span(tokens, reference)
+    span = list_span(tokens, reference)
     if span is None:
         report.add(ProblemKind.SYNTAX, "The SELECT's list of columns cannot be found.", _PLAIN)
         return None
-    joins = _joins(select, source.name, alias, report)
-    expanded = _expand_stars(text, tokens, span, source, alias, bool(select.args.get("joins")), report)
+    joins = read_joins(select, source.name, alias, report)
+    expanded = expand_stars(text, tokens, span, source, alias, bool(select.args.get("joins")), report)
     if expanded != text:
         return parse(expanded, source, report)
-    items = _items(text, tokens, span, select, report)
+    items = output_items(text, tokens, span, select, report)
     if items is None:
         return None
     _verify_split(head, tail, select, report)
     where = select.args.get("where")
-    end = _end(reference)
+    end = end_of(reference)
     return Statement(
         head=head,
         tail=tail,
@@ -216,7 +182,7 @@ def _refuse_parts(select: exp.Select, report: Report) -> None:
     if any(node is not select for node in select.find_all(exp.Select, exp.SetOperation, exp.Values)):
         report.add(
             ProblemKind.SUBQUERY,
-            "There is a subquery. Of the source table only the changed row is at hand; tables of the target are joined.",
+            "There is a subquery. Only the changed row of the source is at hand; tables of the target are joined.",
             "Write `LEFT JOIN schema.table t ON t.key = ...` for a table of the target.",
         )
     for lateral in select.find_all(exp.Lateral):
@@ -234,16 +200,16 @@ def _source_reference(select: exp.Select, source: TableName, report: Report) -> 
     if (schema := table.args.get("db")) is not None and not isinstance(schema, exp.Identifier):
         report.add(ProblemKind.SYNTAX, "FROM does not name a table.", wanted)
         return None
-    name = _name(table.this)
-    if name != source.name or (schema is not None and _name(schema) != source.schema) or table.args.get("catalog"):
+    name = name_of(table.this)
+    if name != source.name or (schema is not None and name_of(schema) != source.schema) or table.args.get("catalog"):
         report.add(
             ProblemKind.SYNTAX, f"FROM names {table.sql(dialect=DIALECT)}, not the route's source {source}.", wanted
         )
         return None
-    if not _plain(table):
+    if not is_plain(table):
         report.add(
             ProblemKind.SYNTAX,
-            "The source table has more than an alias (ONLY, TABLESAMPLE, column names or a join in parentheses).",
+            "The source table has more than an alias (ONLY, TABLESAMPLE, column names, joins in parentheses).",
             "Write its name and an alias.",
         )
         return None
@@ -253,36 +219,10 @@ def _source_reference(select: exp.Select, source: TableName, report: Report) -> 
     return table
 
 
-def _plain(table: exp.Table) -> bool:
-    """Whether a table has nothing but a name and an alias."""
-    alias = table.args.get("alias")
-    extra = [name for name, value in table.args.items() if value and name not in ("this", "db", "alias")]
-    return not extra and not (alias is not None and alias.args.get("columns"))
-
-
-def _name(identifier: exp.Expr) -> str:
-    return fold(identifier.name, quoted=bool(identifier.args.get("quoted")))
-
-
-def _alias(table: exp.Table) -> str:
-    """The name by which columns refer to a table."""
-    alias = table.args.get("alias")
-    return _name(alias.this) if alias is not None and alias.this is not None else _name(table.this)
-
-
-def _start(table: exp.Table) -> int:
-    first = table.args.get("db") or table.this
-    return int(first.meta["start"])
-
-
-def _end(table: exp.Table) -> int:
-    return int(table.this.meta["end"])
-
-
 def _split(text: str, tokens: Sequence[Token], reference: exp.Table) -> tuple[str, str, str]:
     """The text before and after the source table, and the name that columns have for it."""
-    head, tail = text[: _start(reference)], text[_end(reference) + 1 :]
-    alias = _alias(reference)
+    head, tail = text[: start_of(reference)], text[end_of(reference) + 1 :]
+    alias = alias_of(reference)
     if reference.args.get("alias") is None:
         tail = f" AS {quote(alias)}{tail}"
     if not head[-1:].isspace():
@@ -304,153 +244,3 @@ def _verify_split(head: str, tail: str, select: exp.Select, report: Report) -> N
     tables = [] if again is None else [t for t in again.find_all(exp.Table) if t.name == "towline stage"]
     if again is None or len(tables) != 1 or len(list(again.walk())) - len(list(select.walk())) not in range(0, 4):
         report.add(ProblemKind.SYNTAX, "The source table cannot be told apart from the text around it.", _PLAIN)
-
-
-def _list_span(tokens: Sequence[Token], reference: exp.Table) -> tuple[int, int] | None:
-    """The tokens between SELECT and FROM, as a range; comments are no tokens."""
-    start = _start(reference)
-    begin = next((place + 1 for place, token in enumerate(tokens) if token.token_type == TokenType.SELECT), None)
-    end = next((place - 1 for place, token in enumerate(tokens) if token.start == start), None)
-    if begin is None or end is None or begin >= end or tokens[end].token_type != TokenType.FROM:
-        return None
-    if tokens[begin].token_type == TokenType.ALL:
-        begin += 1
-    return begin, end
-
-
-def _pieces(tokens: Sequence[Token], span: tuple[int, int]) -> list[tuple[Token, ...]]:
-    """The tokens of each item of the list."""
-    pieces: list[list[Token]] = [[]]
-    depth = 0
-    for token in tokens[span[0] : span[1]]:
-        depth += (token.token_type in _OPENING) - (token.token_type in _CLOSING)
-        if depth == 0 and token.token_type == TokenType.COMMA:
-            pieces.append([])
-        else:
-            pieces[-1].append(token)
-    return [tuple(piece) for piece in pieces]
-
-
-def _expand_stars(
-    text: str,
-    tokens: Sequence[Token],
-    span: tuple[int, int],
-    source: Table,
-    alias: str,
-    joined: bool,
-    report: Report,
-) -> str:
-    """Replace ``*`` and ``alias.*`` by the source's columns; generated ones, which do not travel, are left out."""
-    columns = ", ".join(f"{quote(alias)}.{quote(c.name)}" for c in source.columns if c.generated is None)
-    for piece in reversed(_pieces(tokens, span)):
-        if not piece or piece[-1].token_type != TokenType.STAR:
-            continue
-        if len(piece) == 1 and joined:
-            report.add(
-                ProblemKind.SYNTAX,
-                "* would stand for the joined tables' columns too.",
-                f"Write {alias}.* instead.",
-                "*",
-            )
-        elif len(piece) == 1 or (len(piece) == 3 and piece[1].token_type == TokenType.DOT and word(piece[0]) == alias):
-            text = text[: piece[0].start] + columns + text[piece[-1].end + 1 :]
-        else:
-            written = text[piece[0].start : piece[-1].end + 1]
-            report.add(
-                ProblemKind.SYNTAX,
-                f"Only {alias}.* can be written: {written} is not of the source table by that name.",
-                "Name the columns.",
-                written,
-            )
-    return text
-
-
-def _items(
-    text: str, tokens: Sequence[Token], span: tuple[int, int], select: exp.Select, report: Report
-) -> tuple[Item, ...] | None:
-    """The output columns with their own text."""
-    pieces = _pieces(tokens, span)
-    nodes = select.expressions
-    if len(pieces) != len(nodes) or not all(pieces):
-        report.add(ProblemKind.SYNTAX, "The SELECT's list of columns cannot be read.", "Correct it.")
-        return None
-    items = []
-    for piece, node in zip(pieces, nodes, strict=True):
-        if isinstance(node, exp.Alias):
-            name, node = _name(node.args["alias"]), node.this
-            keep = -2 if len(piece) > 2 and piece[-2].token_type == TokenType.ALIAS else -1
-            piece = piece[:keep]
-        elif isinstance(node, exp.Column) and isinstance(node.this, exp.Identifier):
-            name = _name(node.this)
-        else:
-            name = ""
-        if not piece:
-            report.add(ProblemKind.SYNTAX, "The SELECT's list of columns cannot be read.", "Correct it.", name)
-            return None
-        item = Item(name, text[piece[0].start : piece[-1].end + 1], node, piece)
-        if piece[-1].token_type == TokenType.STAR:
-            continue  # reported when the others were expanded
-        if not name:
-            report.add(
-                ProblemKind.SYNTAX,
-                "This expression has no name, so that it is not known which column of the target it fills.",
-                "Write `AS column` behind it.",
-                item.sql,
-            )
-        items.append(item)
-    return tuple(items)
-
-
-def _joins(select: exp.Select, source: TableName, alias: str, report: Report) -> tuple[Join, ...]:
-    """The joins, as far as their form allows."""
-    joins: list[Join] = []
-    names = {alias}
-    for node in select.args.get("joins") or ():
-        table = node.this
-        label = table.sql(dialect=DIALECT)
-        if isinstance(table, exp.Lateral):
-            continue  # reported with the other parts
-        if not isinstance(table, exp.Table) or not isinstance(table.this, exp.Identifier) or not _plain(table):
-            if not (isinstance(table, exp.Subquery) and isinstance(table.this, exp.Query)):
-                report.add(ProblemKind.JOIN, f"{label} is not a plain table.", "Join a table of the target, by name.")
-            continue
-        schema, name = table.args.get("db"), _name(table.this)
-        if name == source.name and (schema is None or _name(schema) == source.schema):
-            report.add(
-                ProblemKind.JOIN,
-                f"The source table {source} is named twice, and only the changed row of it is at hand.",
-                "Replicate it first, and join the copy at the target under its own name.",
-            )
-            continue
-        if schema is None:
-            report.add(
-                ProblemKind.JOIN,
-                f"{name} has no schema: only the source table can be named without one.",
-                f"Write schema.{name} for a table of the target; tables of the source cannot be joined.",
-            )
-            continue
-        if not _form(node, label, report):
-            continue
-        key = _alias(table)
-        if key in names:
-            report.add(ProblemKind.JOIN, f"Two tables are called {key}.", "Give each an alias of its own.")
-            continue
-        names.add(key)
-        joins.append(Join(TableName(_name(schema), name), key, node.args.get("side") != "LEFT", node.args["on"]))
-    return tuple(joins)
-
-
-def _form(node: exp.Join, label: str, report: Report) -> bool:
-    """Whether a join is LEFT or INNER with ON; reported when not."""
-    side, kind, method = (str(node.args.get(part) or "").upper() for part in ("side", "kind", "method"))
-    by_key = f"Write `LEFT JOIN {label} ON ...` with an equality for each column of a unique key of that table."
-    if node.args.get("using"):
-        report.add(ProblemKind.JOIN, f"The join with {label} is written with USING.", "Write ON with an equality.")
-    elif method or side in ("RIGHT", "FULL") or kind not in ("", "INNER", "OUTER"):
-        words = " ".join(part for part in (method, side, kind) if part)
-        report.add(ProblemKind.JOIN, f"{words} JOIN with {label} is not supported.", by_key)
-    elif node.args.get("on") is None:
-        report.add(ProblemKind.JOIN, f"The join with {label} has no condition, so that it multiplies rows.", by_key)
-    else:
-        return True
-    return False

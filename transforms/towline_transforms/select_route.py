@@ -12,12 +12,13 @@ from towline_transforms.functions import refused_calls
 from towline_transforms.identifier import quote, quote_list, quote_table, suggest
 from towline_transforms.joins import find_table, prove_single
 from towline_transforms.lineage import CONSTANT_PSEUDO, Dependencies, Lineage, Scope, trace, unread_columns
-from towline_transforms.parse import Item, Statement, parse
+from towline_transforms.parse import Statement, parse
 from towline_transforms.placement import Placement, TypeMissing
 from towline_transforms.problems import ProblemKind
 from towline_transforms.report import Report
 from towline_transforms.route import PSEUDO_COLUMNS, Assignment, OnDelete, Route, RouteSpec
 from towline_transforms.schema import Catalog, Table
+from towline_transforms.select_list import Item
 from towline_transforms.target import check_key, check_mark, marked, unfilled
 
 #: Input that date and time types read as the present: a constant that is another one tomorrow.
@@ -247,7 +248,7 @@ def _check_key_expressions(key: Sequence[str], columns: Sequence[_Column], sourc
     if missing := [name for name in source.identity if name not in covered]:
         report.add(
             ProblemKind.KEY,
-            f"The key does not depend on {', '.join(missing)}: rows of {source.name} that differ in it would share a key.",
+            f"The key does not depend on {', '.join(missing)}: rows that differ in it would share a key.",
             f"Add {quote_list(missing)} to the key's expressions. {another}",
             key[0] if len(key) == 1 else "",
         )

@@ -28,7 +28,7 @@ def test_settings_override_the_database_s_own(pg18: Server, new_database: NewDat
             "bytea_output": "escape",
             "search_path": "public",
             "synchronous_commit": "off",
-            "statement_timeout": "1",
+            "statement_timeout": "1min",
             "row_security": "on",
         }.items():
             admin.execute(

@@ -1,0 +1,26 @@
+"""The verb that runs a pipeline."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from towline import config, logs, supervisor
+from towline.cli.arguments import pipeline_file
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@pipeline_file
+@click.option("--until-caught-up", is_flag=True, help="Go up to where the source is now, then end with exit code 0.")
+@click.pass_context
+def run(ctx: click.Context, pipeline_file: Path, until_caught_up: bool) -> None:
+    """Replicate until stopped: SIGTERM or SIGINT end it with nothing lost, SIGHUP reads the file again."""
+    loaded = config.load(pipeline_file)
+    logs.configure(loaded.log.format, loaded.log.level, pipeline=loaded.pipeline)
+    for text in loaded.warnings():
+        logs.event(log, "warning", "configuration_doubtful", text=text)
+    ctx.exit(supervisor.run(pipeline_file, until_caught_up=until_caught_up))

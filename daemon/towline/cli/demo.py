@@ -1,0 +1,17 @@
+"""The verb that shows Towline at work, on servers of its own."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--seconds", type=click.IntRange(min=1), help="Stop after so many seconds; default: at Ctrl-C.")
+@click.pass_context
+def demo(ctx: click.Context, seconds: int | None) -> None:
+    """Replicate a small ERP between two PostgreSQL servers of its own, live, and verify it at the end."""
+    try:
+        from towline.demo import run as run_demo
+    except ImportError as error:
+        raise click.UsageError(f"the demo needs `pip install 'towline[demo]'` ({error.name} is missing)") from None
+    ctx.exit(run_demo(seconds))

@@ -1,0 +1,71 @@
+"""Verbs that come before a pipeline runs: check, plan, apply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from towline import config
+from towline import plan as planning
+from towline.cli.arguments import pipeline_file, warn
+from towline.errors import Action, all_errors
+from towline.source import Finding, Step
+
+
+@click.command()
+@pipeline_file
+@click.pass_context
+def check(ctx: click.Context, pipeline_file: Path) -> None:
+    """Check the file, both ends, and every route against both catalogs. Changes nothing."""
+    loaded = config.load(pipeline_file)
+    warn(loaded)
+    with planning.prepare(loaded) as prepared:
+        findings, routes = prepared.findings, prepared.routes
+    for finding in findings:
+        click.echo(f"{'error' if finding.fatal else 'warning'} {finding.code}: {finding.detail}")
+        click.echo(f"  what to do: {finding.remedy}")
+    fatal = [finding for finding in findings if finding.fatal]
+    if fatal:
+        ctx.exit(max(map(_exit_code, fatal)))
+    click.echo(f"ok: {len(routes)} {'route holds' if len(routes) == 1 else 'routes hold'}")
+
+
+def _exit_code(finding: Finding) -> int:
+    actions = {error.code: error.action for error in all_errors()}
+    return int(actions.get(finding.code, Action.CONFIGURE))
+
+
+@click.command()
+@pipeline_file
+@click.option("--side", type=click.Choice(["source", "target"]), help="Only the steps at one end, for psql.")
+def plan(pipeline_file: Path, side: str | None) -> None:
+    """Show what `apply` would create, as SQL that psql can run. Changes nothing."""
+    with planning.prepare(config.load(pipeline_file)) as prepared:
+        steps = planning.steps(prepared)
+    shown = [step for step in steps if side in (None, step.side)]
+    for step in shown:
+        click.echo(f"-- {step.side}: {step.title}\n{_terminated(step.sql)}\n")
+    if not shown:
+        click.echo("-- nothing to do")
+
+
+@click.command()
+@pipeline_file
+def apply(pipeline_file: Path) -> None:
+    """Create what is missing at both ends: control tables, target tables, publication, slot. Safe to repeat."""
+    done = 0
+
+    def report(step: Step) -> None:
+        nonlocal done
+        done += 1
+        click.echo(f"{step.side}: {step.title}")
+
+    with planning.prepare(config.load(pipeline_file)) as prepared:
+        planning.apply(prepared, report)
+    click.echo(f"applied: {done} {'step' if done == 1 else 'steps'}" if done else "nothing to do")
+
+
+def _terminated(sql: str) -> str:
+    text = sql.rstrip()
+    return text if text.endswith(";") else text + ";"

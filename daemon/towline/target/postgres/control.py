@@ -1,0 +1,128 @@
+"""The control tables: their form, and what can be read from them. The writer has its own writing statements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+
+from towline.errors import ControlTablesForeign, NotSetUp
+from towline.position import parse_lsn
+from towline.source import Identity
+from towline.target import Checkpoint, Counts, RouteState
+
+#: The form of the control tables that this version of Towline reads and writes.
+VERSION = 1
+
+#: Every control table; `setup` creates them when one is absent.
+TABLES = ("version", "checkpoint", "route_state", "ledger")
+
+_PRESENT = """
+SELECT c.relname::text
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = ANY (%s)
+"""
+
+_VERSION = "SELECT v.version FROM {schema}.version AS v"
+
+_CHECKPOINT = """
+SELECT position::text, epoch, commit_time, system_identifier, timeline, source_database, slot, plugin, updated_at
+FROM {schema}.checkpoint WHERE pipeline = %s
+"""
+
+_STATES = """
+SELECT route, state, cursor, copied, estimate FROM {schema}.route_state WHERE pipeline = %s ORDER BY route
+"""
+
+_LEDGER = """
+SELECT route, hour, from_position::text, to_position::text,
+       seen, upserted, deleted, superseded, filtered, quarantined, applied_at
+FROM {schema}.ledger WHERE pipeline = %s ORDER BY route, hour
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """What became of a route's rows in one hour of the target's clock; positions are of the batches that counted."""
+
+    route: str
+    hour: datetime
+    from_position: int
+    to_position: int
+    counts: Counts
+    applied_at: datetime
+
+
+def script(schema: str) -> list[str]:
+    """The statements that make the control tables, in order; each may be repeated."""
+    text = resources.files(__package__).joinpath("control.sql").read_text(encoding="utf-8")
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
+    template: LiteralString = body  # the file is part of the program
+    rendered = sql.SQL(template).format(schema=sql.Identifier(schema), version=sql.Literal(VERSION)).as_string()
+    return [statement.strip() for statement in rendered.split(";") if statement.strip()]
+
+
+def present(connection: psycopg.Connection[Any], schema: str) -> frozenset[str]:
+    """Which control tables exist (and, of ``version``, has its row).
+
+    Raises ControlTablesForeign when their version is not `VERSION`, or when the schema has tables of those names without one.
+    """
+    found = frozenset(name for (name,) in connection.execute(_PRESENT, (schema, list(TABLES))))
+    if not found:
+        return found
+    if "version" not in found:
+        raise ControlTablesForeign(
+            f"schema {schema} has tables {', '.join(sorted(found))}, but none that tells their version"
+        )
+    try:
+        versions = [version for (version,) in connection.execute(_on(_VERSION, schema))]
+    except psycopg.errors.UndefinedColumn:
+        raise ControlTablesForeign(f"the table {schema}.version is not Towline's", sqlstate="42703") from None
+    if versions and versions != [VERSION]:
+        found_text = ", ".join(map(str, versions))
+        raise ControlTablesForeign(f"the control tables in schema {schema} have version {found_text}, not {VERSION}")
+    return found if versions else found - {"version"}
+
+
+def read_checkpoint(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> Checkpoint | None:
+    """The pipeline's checkpoint, or None before `initialise`. The server version of its identity is not kept: 0.
+
+    Raises NotSetUp when there are no control tables.
+    """
+    rows = _read(connection, _CHECKPOINT, schema, pipeline)
+    if not rows:
+        return None
+    position, epoch, commit_time, system, timeline, database, slot, plugin, updated_at = rows[0]
+    identity = Identity(system, timeline, database, 0)
+    return Checkpoint(parse_lsn(position), epoch, identity, slot, plugin, commit_time, updated_at)
+
+
+def read_states(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> dict[str, RouteState]:
+    """The state of every route that the control tables know, by name. Raises NotSetUp."""
+    return {
+        route: RouteState(route, state, None if cursor is None else tuple(cursor), copied, estimate)
+        for route, state, cursor, copied, estimate in _read(connection, _STATES, schema, pipeline)
+    }
+
+
+def read_ledger(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> list[LedgerRow]:
+    """The ledger, by route and hour. Raises NotSetUp."""
+    return [
+        LedgerRow(route, hour, parse_lsn(low), parse_lsn(high), Counts(*counts), applied_at)
+        for route, hour, low, high, *counts, applied_at in _read(connection, _LEDGER, schema, pipeline)
+    ]
+
+
+def _on(statement: LiteralString, schema: str) -> sql.Composed:
+    return sql.SQL(statement).format(schema=sql.Identifier(schema))
+
+
+def _read(connection: psycopg.Connection[Any], statement: LiteralString, schema: str, pipeline: str) -> list[Any]:
+    try:
+        return connection.execute(_on(statement, schema), (pipeline,)).fetchall()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        raise NotSetUp(f"the target has no control tables in schema {schema}", sqlstate="42P01") from None

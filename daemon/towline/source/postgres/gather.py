@@ -1,0 +1,305 @@
+"""Changes gathered into pieces.
+
+A decoder tells of the beginnings and ends of transactions and adds changes; the reader decides when to cut. What is
+gathered between two cuts is kept by relation, each change with its order number in the piece to come, so that a cut
+at the last transaction boundary only has to find that number in each relation's list. Rows are framed at the cut.
+
+    begin ── batch/add … ── commit(end)         a transaction is listed once it has a change that is wanted
+             truncate                           what came before goes into a piece of its own
+
+Not for several threads at once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Generic, Protocol, Self, TypeVar, cast
+
+import numpy as np
+
+from towline.change import Piece, Relation, RowSet, Transaction
+from towline.errors import StreamMalformed
+from towline.frame import Frame
+from towline.source.postgres import tuples
+
+
+class Batch(Protocol):
+    """Changes of one relation, gathered but not framed yet. ``orders`` ascend."""
+
+    orders: list[int]
+
+    @property
+    def relation(self) -> Relation:
+        """Whose changes these are."""
+
+    def split(self, count: int) -> Self:
+        """Take the first ``count`` changes away, and return them."""
+
+    def row_set(self) -> RowSet:
+        """Frame them. Raises StreamMalformed."""
+
+
+B = TypeVar("B", bound=Batch)
+
+
+@dataclass(slots=True)
+class TupleBatch:
+    """Messages of pgoutput, still in their envelopes: the tuple's change begins at offset ``at``."""
+
+    layout: tuples.Layout
+    at: int
+    messages: list[bytes] = field(default_factory=list)
+    orders: list[int] = field(default_factory=list)
+
+    @property
+    def relation(self) -> Relation:
+        """Whose changes these are."""
+        return self.layout.relation
+
+    def split(self, count: int) -> TupleBatch:
+        """Take the first ``count`` changes away, and return them."""
+        head = TupleBatch(self.layout, self.at, self.messages[:count], self.orders[:count])
+        del self.messages[:count], self.orders[:count]
+        return head
+
+    def row_set(self) -> RowSet:
+        """Frame them. Raises StreamMalformed."""
+        return tuples.row_set(self.layout, self.messages, self.orders, self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class FramedRow:
+    """One row that a decoder has framed itself.
+
+    ``back``: 1 for the update of a changed key, whose deletion is the row before; else 0.
+    """
+
+    row: bytes
+    op: int
+    missing: int = 0
+    unknown: int = 0
+    back: int = 0
+
+
+@dataclass(slots=True)
+class RowBatch:
+    """Framed rows, one or two for each change."""
+
+    of: Relation
+    rows: list[FramedRow] = field(default_factory=list)
+    orders: list[int] = field(default_factory=list)
+
+    @property
+    def relation(self) -> Relation:
+        """Whose changes these are."""
+        return self.of
+
+    def split(self, count: int) -> RowBatch:
+        """Take the first ``count`` changes away, and return them."""
+        head = RowBatch(self.of, self.rows[:count], self.orders[:count])
+        del self.rows[:count], self.orders[:count]
+        return head
+
+    def row_set(self) -> RowSet:
+        """Join them."""
+        return RowSet(
+            self.of,
+            Frame.of_rows([row.row for row in self.rows], len(self.of.columns)),
+            np.fromiter((row.op for row in self.rows), dtype=np.uint8, count=len(self.rows)),
+            np.fromiter(self.orders, dtype=np.int64, count=len(self.orders)),
+            {place: row.missing for place, row in enumerate(self.rows) if row.missing},
+            {place: row.unknown for place, row in enumerate(self.rows) if row.unknown},
+            {
+                place: place - row.back
+                for place, row in enumerate(self.rows)
+                if row.back and (row.missing or row.unknown)
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Boundary:
+    """What had been gathered at the last commit since the last cut."""
+
+    order: int
+    size: int
+    transactions: int
+    end: int
+
+
+class Gatherer(Generic[B]):
+    """What was decoded since the last cut. ``order`` and ``size`` are added to by whoever adds changes to a batch.
+
+    ``active``: batches of the transaction under way by whatever the decoder looks them up with; the decoder adds to
+    it, and it is emptied whenever batches may no longer be added to without asking.
+    """
+
+    def __init__(self, start: int) -> None:
+        self.order = 0
+        self.size = 0
+        self.received = 0.0  # when the last bytes came (`time.time`), for the pieces
+        self.active: dict[object, B] = {}
+        self.ready: deque[Piece] = deque()
+        self.open: tuple[int, int, datetime] | None = None  # xid, start of the commit record, its time
+        self.skipping = False  # the transaction under way ended at or before the start position
+        self._start = start
+        self._listed = False
+        self._batches: dict[object, B] = {}
+        self._transactions: list[Transaction] = []
+        self._truncated: list[Relation] = []
+        self._boundary: _Boundary | None = None
+
+    # ---- for decoders ----------------------------------------------------------------------------------------
+
+    def begin(self, xid: int, lsn: int, commit_time: datetime) -> None:
+        """A transaction begins. It is skipped when its commit record starts before the start position."""
+        if self.open is not None:
+            raise StreamMalformed("a transaction begins inside another one")
+        self.open = (xid, lsn, commit_time)
+        self.skipping = lsn < self._start
+        self._listed = False
+        self.active.clear()
+
+    def commit(self, lsn: int, end: int) -> None:
+        """It ends; its commit record spans ``lsn`` to ``end``."""
+        if self.open is None or self.open[1] != lsn or end <= lsn:
+            raise StreamMalformed("a commit does not belong to the transaction before it")
+        self.open = None
+        self._listed = False
+        self.active.clear()
+        if not self.skipping:
+            self._boundary = _Boundary(self.order, self.size, len(self._transactions), end)
+
+    def batch(self, key: object, make: Callable[[], B]) -> B | None:
+        """The batch to add a change of the transaction under way to; ``key`` tells batches apart within a piece.
+
+        None when the transaction was applied already. Raises StreamMalformed outside of transactions.
+        """
+        if not self._list():
+            return None
+        batch = self._batches.get(key)
+        if batch is None:
+            batch = self._batches[key] = make()
+        return batch
+
+    def truncate(self, relations: Sequence[Relation]) -> None:
+        """The transaction under way empties relations: what was gathered before goes into pieces of its own."""
+        if self.open is None:
+            raise StreamMalformed("a change outside of transactions")
+        if self.skipping or not relations:
+            return
+        if self._transactions or self._truncated:
+            if self._boundary is not None and self._boundary.transactions:
+                self.ready.append(self._cut_boundary())
+            if self.order:
+                self.ready.append(self._cut_inside())
+        self._boundary = None  # a position alone: the commit of this transaction will tell of a later one
+        self._list()
+        self._truncated += [
+            relation for relation in relations if not any(relation is known for known in self._truncated)
+        ]
+
+    def _list(self) -> bool:
+        if self.open is None:
+            raise StreamMalformed("a change outside of transactions")
+        if self.skipping:
+            return False
+        if not self._listed:
+            self._transactions.append(Transaction(*self.open, first=self.order))
+            self._listed = True
+        return True
+
+    # ---- for the reader --------------------------------------------------------------------------------------
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether there is something to cut at a transaction boundary."""
+        return self._boundary is not None
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything that was decoded has been cut, and no transaction is under way."""
+        return self.open is None and self._boundary is None and not self._batches and not self._truncated
+
+    def cut(self) -> Piece | None:
+        """A piece that ends at the last transaction boundary; None when none was passed since the last cut."""
+        return self._cut_boundary() if self._boundary is not None else None
+
+    def cut_full(self) -> Piece:
+        """A piece of as much as there is, up to a boundary if there are changes before it; else it ends inside."""
+        if self._boundary is not None and self._boundary.transactions:
+            return self._cut_boundary()
+        self._boundary = None
+        return self._cut_inside()
+
+    def _cut_boundary(self) -> Piece:
+        boundary = cast(_Boundary, self._boundary)
+        heads: list[B] = []
+        rest: dict[object, B] = {}
+        for key, batch in self._batches.items():
+            count = bisect_left(batch.orders, boundary.order)
+            if count == len(batch.orders):
+                heads.append(batch)
+                continue
+            if count:
+                heads.append(batch.split(count))
+            batch.orders = [order - boundary.order for order in batch.orders]
+            rest[key] = batch
+        listed = self._transactions[: boundary.transactions]
+        piece = self._piece(heads, listed, boundary.end)
+        self._batches = rest
+        self._transactions = [
+            replace(transaction, first=transaction.first - boundary.order)
+            for transaction in self._transactions[boundary.transactions :]
+        ]
+        self.order -= boundary.order
+        self.size -= boundary.size
+        return piece
+
+    def _cut_inside(self) -> Piece:
+        piece = self._piece(list(self._batches.values()), self._transactions, None)
+        self._batches = {}
+        self._transactions = [replace(self._transactions[-1], first=0)] if self._listed else []
+        self.order = self.size = 0
+        return piece
+
+    def _piece(self, batches: Sequence[B], transactions: Sequence[Transaction], end: int | None) -> Piece:
+        rowsets: dict[int, list[RowSet]] = {}  # by the identity of the relation, which is slow to hash
+        for batch in batches:
+            rowsets.setdefault(id(batch.relation), []).append(batch.row_set())
+        piece = Piece(
+            tuple(map(_join, rowsets.values())), tuple(transactions), end, tuple(self._truncated), self.received
+        )
+        self.active.clear()
+        self._truncated = []
+        self._boundary = None
+        return piece
+
+
+def _join(parts: Sequence[RowSet]) -> RowSet:
+    """Row sets of one relation, which follow each other, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    relation = parts[0].relation
+    missing: dict[int, int] = {}
+    unknown: dict[int, int] = {}
+    moved: dict[int, int] = {}
+    base = 0
+    for part in parts:
+        missing.update((row + base, mask) for row, mask in part.missing.items())
+        unknown.update((row + base, mask) for row, mask in part.unknown.items())
+        moved.update((row + base, old + base) for row, old in part.moved.items())
+        base += len(part)
+    return RowSet(
+        relation,
+        Frame.concat([part.rows for part in parts], len(relation.columns)),
+        np.concatenate([part.ops for part in parts]),
+        np.concatenate([part.order for part in parts]),
+        missing,
+        unknown,
+        moved,
+    )

@@ -1,0 +1,334 @@
+"""pgoutput, the built-in output plugin, protocol version 1: messages in, changes gathered.
+
+    session     :=  ( transaction | message )*
+    transaction :=  BEGIN ( ORIGIN | TYPE | RELATION | INSERT | UPDATE | DELETE | TRUNCATE | message )* COMMIT
+    message     :=  MESSAGE            (pg_logical_emit_message; not asked for, skipped)
+
+Whole transactions come in commit order, never interleaved (version 1 has neither streaming of transactions under way
+nor two-phase commit). A RELATION tells of a table's columns before its first change in the session and again when it
+may have changed; INSERT, UPDATE and DELETE name the table by OID only, and their tuples have exactly those columns.
+
+Of a change only its kind and its table are looked at here: what costs time for every row is done in `tuples`, for all
+rows at once. A table that no longer has what its routes need is an error only when a change of it comes.
+
+Source: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html. Integers are big endian,
+strings end with a zero byte, times are microseconds since 2000-01-01 UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from towline.change import Format, Relation
+from towline.errors import SourceTableChanged, StreamMalformed
+from towline.source.postgres.gather import Gatherer, TupleBatch
+from towline.source.postgres.routed import Routed, whole_tables
+from towline.source.postgres.tuples import Layout
+from towline_transforms.schema import TableName
+
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
+_CHANGES = frozenset((b"I", b"U", b"D"))
+
+
+def options(publication: str, format_: Format) -> dict[str, str]:
+    """What to ask of the plugin. ``binary`` is known to servers from 14 on."""
+    asked = {"proto_version": "1", "publication_names": '"' + publication.replace('"', '""') + '"'}
+    if format_ is Format.BINARY:
+        asked["binary"] = "true"
+    return asked
+
+
+# ---- Messages -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """``lsn``: where the commit record starts."""
+
+    lsn: int
+    commit_time: datetime
+    xid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """``end``: the position just after the commit record."""
+
+    lsn: int
+    end: int
+    commit_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SentColumn:
+    """A column as it is sent. ``key``: it is part of the replica identity."""
+
+    name: str
+    type_oid: int
+    typmod: int
+    key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RelationSent:
+    """A table as the plugin describes it. ``identity``: pg_class.relreplident."""
+
+    oid: bytes
+    name: TableName
+    identity: str
+    columns: tuple[SentColumn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """Tables emptied by one statement."""
+
+    oids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A message that nothing depends on: ORIGIN, TYPE, MESSAGE."""
+
+    kind: str
+
+
+class _Reader:
+    """Takes a message apart; everything that does not fit raises StreamMalformed."""
+
+    def __init__(self, message: bytes, at: int) -> None:
+        self._message = message
+        self._at = at
+        self.kind = chr(message[at - 1])
+
+    def integer(self, size: int, *, signed: bool = False) -> int:
+        value = self.raw(size)
+        return int.from_bytes(value, "big", signed=signed)
+
+    def raw(self, size: int) -> bytes:
+        value = self._message[self._at : self._at + size]
+        if len(value) < size:
+            raise self.malformed("it ends early")
+        self._at += size
+        return value
+
+    def string(self) -> str:
+        end = self._message.find(b"\0", self._at)
+        if end < 0:
+            raise self.malformed("a string has no end")
+        value = self._message[self._at : end]
+        self._at = end + 1
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise self.malformed("a name is not UTF-8") from None
+
+    def time(self) -> datetime:
+        try:
+            return EPOCH + timedelta(microseconds=self.integer(8, signed=True))
+        except OverflowError:
+            raise self.malformed("a time is beyond the calendar") from None
+
+    def done(self) -> None:
+        if self._at != len(self._message):
+            raise self.malformed("bytes follow it")
+
+    def malformed(self, what: str) -> StreamMalformed:
+        return StreamMalformed(f"pgoutput, message {self.kind!r}: {what}")
+
+
+def parse(message: bytes, at: int = 0) -> Begin | Commit | RelationSent | Truncate | Skipped:
+    """Read any message but a change, from offset ``at`` on. Raises StreamMalformed."""
+    if len(message) <= at:
+        raise StreamMalformed("pgoutput: an empty message")
+    reader = _Reader(message, at + 1)
+    read = _PARSERS.get(message[at])
+    if read is None:
+        raise reader.malformed("its kind is unknown in protocol version 1")
+    parsed = read(reader)
+    reader.done()
+    return parsed
+
+
+def _begin(reader: _Reader) -> Begin:
+    return Begin(reader.integer(8), reader.time(), reader.integer(4))
+
+
+def _commit(reader: _Reader) -> Commit:
+    if reader.integer(1) != 0:
+        raise reader.malformed("it has unknown flags")
+    return Commit(reader.integer(8), reader.integer(8), reader.time())
+
+
+def _relation(reader: _Reader) -> RelationSent:
+    oid = reader.raw(4)
+    schema = reader.string() or "pg_catalog"
+    name = TableName(schema, reader.string())
+    identity = chr(reader.integer(1))
+    if identity not in "dnfi":
+        raise reader.malformed("its replica identity is unknown")
+    columns = []
+    for _ in range(reader.integer(2)):
+        flags = reader.integer(1)
+        if flags > 1:
+            raise reader.malformed("a column has unknown flags")
+        columns.append(SentColumn(reader.string(), reader.integer(4), reader.integer(4, signed=True), flags == 1))
+    if len({column.name for column in columns}) != len(columns):
+        raise reader.malformed("two columns have the same name")
+    return RelationSent(oid, name, identity, tuple(columns))
+
+
+def _truncate(reader: _Reader) -> Truncate:
+    count = reader.integer(4)
+    if reader.integer(1) > 3:
+        raise reader.malformed("it has unknown options")
+    return Truncate(tuple(reader.raw(4) for _ in range(count)))
+
+
+def _type(reader: _Reader) -> Skipped:
+    reader.integer(4)
+    reader.string()
+    reader.string()
+    return Skipped("type")
+
+
+def _origin(reader: _Reader) -> Skipped:
+    reader.integer(8)
+    reader.string()
+    return Skipped("origin")
+
+
+def _message(reader: _Reader) -> Skipped:
+    if reader.integer(1) > 1:
+        raise reader.malformed("it has unknown flags")
+    reader.integer(8)
+    reader.string()
+    reader.raw(reader.integer(4))
+    return Skipped("message")
+
+
+_PARSERS: dict[int, Callable[[_Reader], Begin | Commit | RelationSent | Truncate | Skipped]] = {
+    ord("B"): _begin,
+    ord("C"): _commit,
+    ord("R"): _relation,
+    ord("T"): _truncate,
+    ord("Y"): _type,
+    ord("O"): _origin,
+    ord("M"): _message,
+}
+
+
+# ---- Layouts --------------------------------------------------------------------------------------------------
+
+
+def layout(sent: RelationSent, relation: Relation) -> Layout:
+    """How tuples of a table become rows of the relation. Raises SourceTableChanged, naming table and column."""
+    by_name = {column.name: number for number, column in enumerate(sent.columns)}
+    places = [-1] * len(sent.columns)
+    for place, column in enumerate(relation.columns):
+        number = by_name.get(column.name)
+        if number is None:
+            raise SourceTableChanged(
+                f"{sent.name} has no column {column.name} in the log at this point, or it is not published"
+            )
+        type_oid = sent.columns[number].type_oid
+        if type_oid != column.type.oid:
+            raise SourceTableChanged(
+                f"column {column.name} of {sent.name} is of the type with OID {type_oid} in the log at this point, "
+                f"and not {column.type.sql} (OID {column.type.oid})"
+            )
+        if place in relation.key and not sent.columns[number].key:
+            raise SourceTableChanged(
+                f"column {column.name} of {sent.name} is not part of the replica identity in the log at this point"
+            )
+        places[number] = place
+    return Layout(relation, tuple(places), sent.name)
+
+
+# ---- Decoder --------------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """Takes messages one by one and adds what is wanted to the gatherer."""
+
+    def __init__(self, routed: Routed, gatherer: Gatherer[TupleBatch]) -> None:
+        self._routed = routed
+        self._gatherer = gatherer
+        #: By OID: the layout; None when the table is not wanted; why its changes cannot be taken.
+        self._layouts: dict[bytes, Layout | SourceTableChanged | None] = {}
+
+    def feed(self, message: bytes, at: int = 0) -> None:
+        """Take the message that begins at offset ``at``, and ends with the bytes.
+
+        Raises StreamMalformed and SourceTableChanged. The tuples of changes are only looked at when a piece is cut.
+        """
+        if message[at : at + 1] in _CHANGES:
+            gatherer = self._gatherer
+            batch = gatherer.active.get(message[at + 1 : at + 5])
+            if batch is None:
+                batch = self._batch(message, at)
+                if batch is None:
+                    return
+            batch.messages.append(message)
+            batch.orders.append(gatherer.order)
+            gatherer.order += 1
+            gatherer.size += len(message)
+            return
+        self._control(parse(message, at))
+
+    def _batch(self, message: bytes, at: int) -> TupleBatch | None:
+        """The batch for a change whose table was not looked up since the transaction began or a piece was cut."""
+        oid = message[at + 1 : at + 5]
+        known = self._known(oid)
+        if known is None or self._gatherer.skipping:
+            return None
+        batch = self._gatherer.batch(known, lambda: TupleBatch(known, at))
+        if batch is not None:
+            self._gatherer.active[oid] = batch
+        return batch
+
+    def _known(self, oid: bytes) -> Layout | None:
+        if self._gatherer.open is None:
+            raise StreamMalformed("pgoutput: a change outside of transactions")
+        try:
+            known = self._layouts[oid]
+        except KeyError:
+            raise StreamMalformed(f"pgoutput: a change of a table that was not described (OID {oid.hex()})") from None
+        if isinstance(known, SourceTableChanged):
+            if self._gatherer.skipping:
+                return None
+            raise known
+        return known
+
+    def _control(self, parsed: Begin | Commit | RelationSent | Truncate | Skipped) -> None:
+        if isinstance(parsed, Begin):
+            self._gatherer.begin(parsed.xid, parsed.lsn, parsed.commit_time)
+        elif isinstance(parsed, Commit):
+            self._gatherer.commit(parsed.lsn, parsed.end)
+        elif isinstance(parsed, RelationSent):
+            self._describe(parsed)
+        elif isinstance(parsed, Truncate):
+            self._truncate(parsed)
+
+    def _describe(self, sent: RelationSent) -> None:
+        relation = self._routed.find(sent.name)
+        if relation is None:
+            self._layouts[sent.oid] = None
+            return
+        try:
+            new = layout(sent, relation)
+        except SourceTableChanged as change:
+            self._layouts[sent.oid] = change
+            self._gatherer.active.pop(sent.oid, None)
+            return
+        known = self._layouts.get(sent.oid)
+        if not (isinstance(known, Layout) and known.same(new)):
+            self._layouts[sent.oid] = new
+            self._gatherer.active.pop(sent.oid, None)
+
+    def _truncate(self, truncate: Truncate) -> None:
+        layouts = [layout for oid in truncate.oids if (layout := self._known(oid)) is not None]
+        self._gatherer.truncate(whole_tables([(layout.sent, layout.relation) for layout in layouts]))

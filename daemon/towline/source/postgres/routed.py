@@ -1,0 +1,58 @@
+"""The relations that a stream is to yield, found by the names that the source's log uses.
+
+The log may name a partition where the route names the table that it is a part of: wal2json always does, pgoutput
+when its publication lacks ``publish_via_partition_root``. Partitions known beforehand come with the relation's table;
+about any other name (it may be a partition made since) ``resolve`` is asked once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from towline.change import Relation
+from towline.errors import SourceTruncated
+from towline_transforms.schema import TableName
+
+#: From the name of a table to the name of the partitioned table at its root; None when it is no partition.
+Resolve = Callable[[TableName], TableName | None]
+
+
+class Routed:
+    """The wanted relations by name."""
+
+    def __init__(self, relations: Sequence[Relation], resolve: Resolve | None = None) -> None:
+        self.relations = tuple(relations)
+        self._resolve = resolve
+        self._by_name: dict[TableName, Relation | None] = {
+            partition: relation for relation in relations for partition in relation.table.partitions
+        }
+        # A partition that is routed for itself is not taken for its root.
+        self._by_name.update((relation.name, relation) for relation in relations)
+
+    def find(self, name: TableName) -> Relation | None:
+        """The relation that changes of the table of that name belong to; None when they are not wanted.
+
+        Raises what ``resolve`` raises.
+        """
+        if name in self._by_name:
+            return self._by_name[name]
+        root = self._resolve(name) if self._resolve is not None else None
+        relation = self._by_name.get(root) if root is not None else None
+        self._by_name[name] = relation
+        return relation
+
+
+def whole_tables(truncated: Sequence[tuple[TableName, Relation]]) -> list[Relation]:
+    """The relations that one TRUNCATE empties, from the names it was logged with.
+
+    Partitions that go with the table that they are part of are left out. Raises SourceTruncated when some go alone:
+    that cannot be done to the target, which does not know the rows of one partition.
+    """
+    whole = [relation for name, relation in truncated if name == relation.name]
+    for name, relation in truncated:
+        if not any(relation is known for known in whole):
+            raise SourceTruncated(
+                f"the partition {name} of {relation.name} was truncated by itself",
+                hint="Copy the routes of that table again. DELETE from a partition instead, or detach and drop it.",
+            )
+    return whole

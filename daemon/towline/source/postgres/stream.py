@@ -1,0 +1,317 @@
+"""The replication stream of a PostgreSQL source, read by a thread of its own.
+
+The reader wakes up once for a burst of messages, not for each: a walsender that is left to fill its socket's buffer
+costs half of one that is drained message by message. So while data flow, the reader naps between bursts, for no longer
+than a millisecond, since the buffers of a Unix socket are small.
+
+What it reads goes to a decoder and from there into a gatherer. Pieces are cut
+
+* when the consumer waits: at the end of a burst, at the last transaction boundary (small pieces while there is little
+  to do, large ones while the consumer is busy);
+* when as much is gathered as a piece may hold: at a boundary if there is one, else inside the transaction.
+
+At most two pieces wait for the consumer. When they do and the gatherer is full too, the reader reads no more, and the
+server waits. Status updates go out all the while, each with the acknowledged position and never a later one.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from towline.change import Format, Piece, Relation
+from towline.errors import SourceUnavailable, StreamMalformed, TowlineError
+from towline.source.postgres import pgoutput, wal2json
+from towline.source.postgres.gather import Gatherer, RowBatch, TupleBatch
+from towline.source.postgres.routed import Resolve, Routed
+from towline.source.postgres.walsender import KEEPALIVE, KEEPALIVE_SIZE, XLOG_DATA, XLOG_HEADER, Walsender
+
+#: Pieces that may wait for the consumer.
+QUEUED = 2
+#: Seconds between status updates when the acknowledged position has moved.
+ACKNOWLEDGE_EVERY = 0.1
+#: The most and the least seconds between status updates when nothing has.
+STATUS_EVERY = (0.2, 10.0)
+#: The server is asked for a sign of life after this many seconds without one, and given up after as many again:
+#: a dead line is TCP's to notice (see `towline.postgres.session`), and older servers are silent while they decode
+#: a large transaction of which nothing is wanted.
+SILENCE = 150.0
+#: Naps between bursts, seconds.
+SHORTEST_NAP, LONGEST_NAP = 0.0001, 0.001
+#: Of this many bytes read in one go the burst is said to be over, so that the consumer gets something.
+BURST = 1 << 20
+#: How long `close` waits for the reader.
+CLOSE_WITHIN = 1.0
+
+
+class PostgresStream:
+    """Changes of ``relations`` from position ``start`` on; implements `towline.source.Stream`.
+
+    ``max_rows`` and ``max_bytes`` (of the plugin's messages) bound a piece. ``resolve`` names the root of a partition
+    that was not known when the relations were described; it is called in the reader's thread.
+
+    The constructor connects and starts replication: it takes up to the dsn's ``connect_timeout`` (10 seconds by
+    default) and raises SourceUnavailable, SourceRefused, SlotMissing, SlotInUse, SlotUnusable, PluginRefused, NotSetUp, SourceSettings.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        slot: str,
+        publication: str,
+        plugin: str,
+        relations: Sequence[Relation],
+        start: int,
+        max_rows: int,
+        max_bytes: int,
+        resolve: Resolve | None = None,
+    ) -> None:
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        routed = Routed(relations, resolve)
+        self._routed = routed
+        self._walsender = Walsender(dsn, application_name=f"towline {slot}")
+        try:
+            self._walsender.check_slot(slot, plugin)
+            timeout = self._walsender.timeout()
+            self._decoder: pgoutput.Decoder | wal2json.Decoder
+            self._gatherer: Gatherer[TupleBatch] | Gatherer[RowBatch]
+            if plugin == "pgoutput":
+                self._walsender.check_publication(publication)
+                binary = any(relation.format is Format.BINARY for relation in relations)
+                options = pgoutput.options(publication, Format.BINARY if binary else Format.TEXT)
+                tuples = Gatherer[TupleBatch](start)
+                self._gatherer, self._decoder = tuples, pgoutput.Decoder(routed, tuples)
+            else:
+                names = [(relation.name.schema, relation.name.name) for relation in relations]
+                options = wal2json.options(relations, partitioned=self._walsender.any_partitioned(names))
+                rows = Gatherer[RowBatch](start)
+                self._gatherer, self._decoder = rows, wal2json.Decoder(routed, rows)
+            self._walsender.start(slot, start, options)
+        except BaseException:
+            self._walsender.close()
+            raise
+        least, most = STATUS_EVERY
+        self._status_every = min(max(timeout / 4, least), most) if timeout else most
+
+        # Shared with the caller's thread, under the lock.
+        self._changed = threading.Condition()
+        self._pieces: deque[Piece] = deque()
+        self._error: TowlineError | None = None
+        self._waiting = False  # the consumer came for a piece and got none
+        self._idle = 0
+        self._acknowledged = start
+        self._received = start
+        self._closing = False
+        self._woken = False
+        # The reader's own.
+        self._told = 0  # the newest keepalive's position, with everything before it decoded
+        self._reported = -1
+        self._status_at = 0.0
+        self._heard_at = time.monotonic()
+
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_out, False)
+        os.set_blocking(self._wake_in, False)
+        self._reader = threading.Thread(target=self._run, name=f"towline-stream-{slot}", daemon=True)
+        self._reader.start()
+
+    # ---- the caller's thread ---------------------------------------------------------------------------------
+
+    def poll(self, timeout: float) -> Piece | None:
+        """The next piece, or None when none came within ``timeout`` seconds; raises the reader's error, then always."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while not self._pieces:
+                if self._error is not None:
+                    raise self._error
+                if not self._waiting:
+                    self._waiting = True
+                    self._wake()
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return None
+                self._changed.wait(remaining)
+            self._waiting = False
+            piece = self._pieces.popleft()
+            self._wake()  # it may have stopped reading
+            return piece
+
+    def acknowledge(self, position: int) -> None:
+        """Tell the server, within a fraction of a second, that everything before the position is durable."""
+        with self._changed:
+            if position > self._acknowledged:
+                self._acknowledged = position
+                self._wake()
+
+    @property
+    def idle_position(self) -> int:
+        """Up to where the server has sent all there is, when nothing of it waits to be polled; else 0."""
+        with self._changed:
+            return 0 if self._pieces else self._idle
+
+    @property
+    def received_position(self) -> int:
+        """The newest log position that the server has told of."""
+        with self._changed:
+            return self._received
+
+    def close(self) -> None:
+        """End the reader and the connection."""
+        with self._changed:
+            self._closing = True
+            self._wake()
+        self._reader.join(CLOSE_WITHIN)
+
+    def _wake(self) -> None:
+        """Make the reader look up, with the lock held."""
+        if not self._woken and self._wake_in >= 0:
+            self._woken = True
+            os.write(self._wake_in, b"!")
+
+    # ---- the reader's thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        except TowlineError as error:
+            self._fail(error)
+        finally:  # also of a defect, which then goes on to threading.excepthook
+            defect = sys.exception()
+            if defect is not None:
+                self._fail(TowlineError(f"the reader of the source's stream failed with {type(defect).__name__}"))
+            self._walsender.close()
+            with self._changed:
+                os.close(self._wake_in)
+                os.close(self._wake_out)
+                self._wake_in = -1
+
+    def _fail(self, error: TowlineError) -> None:
+        with self._changed:
+            self._error = error
+            self._idle = 0
+            self._changed.notify_all()
+
+    def _read(self) -> None:
+        nap = SHORTEST_NAP
+        while not self._closing:
+            self._report()
+            if not self._room():
+                self._sleep(reading=False)
+                self._heard_at = time.monotonic()  # the silence is of our making
+            elif self._burst():
+                time.sleep(nap)
+                nap = min(nap * 2, LONGEST_NAP)
+            else:
+                nap = SHORTEST_NAP
+                self._sleep(reading=True)
+        if self._acknowledged > self._reported:
+            self._walsender.send_status(self._acknowledged)
+
+    def _burst(self) -> bool:
+        """Read what there is, and give the consumer what it waits for. False when there was nothing."""
+        gatherer, walsender, feed = self._gatherer, self._walsender, self._decoder.feed
+        max_rows, max_bytes = self._max_rows, self._max_bytes
+        size = before = 0
+        position = self._received
+        full = False
+        while size < BURST and not full:
+            walsender.receive()
+            gatherer.received = time.time()
+            for data in walsender.messages():
+                message = bytes(data)
+                size += len(message)
+                if message[0] == XLOG_DATA:
+                    feed(message, XLOG_HEADER)
+                    if (gatherer.order >= max_rows or gatherer.size >= max_bytes) and not self._room():
+                        full = True
+                        break
+                else:
+                    position = max(position, self._keepalive(message))
+            if size == before:
+                break
+            before = size
+            if message[0] == XLOG_DATA:
+                position = max(position, int.from_bytes(message[9:17], "big"))
+        walsender.check_notices(self._routed)
+        if size:
+            self._heard_at = time.monotonic()
+        self._offer(position)
+        return size > 0
+
+    def _keepalive(self, message: bytes) -> int:
+        """Take a keepalive, and answer if it asks for that. Returns its position."""
+        if message[0] != KEEPALIVE or len(message) != KEEPALIVE_SIZE:
+            raise StreamMalformed("a message of the walsender is neither data nor a keepalive")
+        position = int.from_bytes(message[1:9], "big")
+        if self._gatherer.open is None:
+            self._told = max(self._told, position)
+        if message[17]:
+            self._status_at = 0.0
+            self._report()
+        return position
+
+    def _room(self) -> bool:
+        """Cut as long as there is more than a piece holds. False when the consumer has to take one first."""
+        gatherer = self._gatherer
+        while gatherer.ready or gatherer.order >= self._max_rows or gatherer.size >= self._max_bytes:
+            if len(self._pieces) >= QUEUED:
+                return False
+            self._push(gatherer.ready.popleft() if gatherer.ready else gatherer.cut_full())
+        return True
+
+    def _offer(self, position: int) -> None:
+        """At the end of a burst: cut for a consumer that waits, and publish the positions."""
+        gatherer = self._gatherer
+        if self._room() and self._waiting and not self._pieces:
+            piece = gatherer.cut()
+            if piece is not None:
+                self._push(piece)
+        with self._changed:
+            self._received = position
+            self._idle = self._told if gatherer.empty else 0
+
+    def _push(self, piece: Piece) -> None:
+        with self._changed:
+            self._told = max(self._told, piece.end or 0)
+            self._idle = 0
+            self._pieces.append(piece)
+            self._changed.notify_all()
+
+    def _report(self) -> None:
+        """Send a status update when one is due. Raises SourceUnavailable after a long silence."""
+        now = time.monotonic()
+        if now - self._heard_at > 2 * SILENCE:
+            raise SourceUnavailable(
+                f"the source has sent nothing for {2 * SILENCE:.0f} seconds, not even when asked to"
+            )
+        acknowledged = self._acknowledged
+        if now - self._status_at >= self._report_every(acknowledged):
+            self._walsender.send_status(acknowledged, ask=now - self._heard_at > SILENCE)
+            self._reported = acknowledged
+            self._status_at = now
+
+    def _report_every(self, acknowledged: int) -> float:
+        return ACKNOWLEDGE_EVERY if acknowledged > self._reported else self._status_every
+
+    def _sleep(self, *, reading: bool) -> None:
+        """Until data come (when ``reading``), the caller's thread wants something, or a status update is due."""
+        due = self._status_at + self._report_every(self._acknowledged) - time.monotonic()
+        sending = not self._walsender.flush()
+        poll = select.poll()
+        poll.register(self._wake_out, select.POLLIN)
+        if reading:
+            poll.register(self._walsender.socket, select.POLLIN | (select.POLLOUT if sending else 0))
+        elif sending:
+            due = min(due, ACKNOWLEDGE_EVERY)
+        poll.poll(max(due, 0.0) * 1000 + 1)
+        with self._changed:
+            if self._woken:
+                os.read(self._wake_out, 1)
+                self._woken = False

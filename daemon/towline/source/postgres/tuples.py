@@ -1,0 +1,363 @@
+"""Tuples of pgoutput to framed rows, for all changes of a relation in a piece at once.
+
+A change is the plugin's message, which may stand inside an envelope (the header of XLogData):
+
+    'I' oid           'N' tuple
+    'U' oid           'N' tuple        the key is unchanged
+    'U' oid 'K' tuple 'N' tuple        the old key, when it changed or a column of it is stored out of line
+    'U' oid 'O' tuple 'N' tuple        the whole old row, with REPLICA IDENTITY FULL
+    'D' oid 'K' tuple | 'D' oid 'O' tuple
+
+    tuple:   int16 number of columns, then for each of them
+             'n'                       NULL
+             'u'                       unchanged, and stored out of line: not sent (only in new tuples of updates)
+             't' int32 length, text    or
+             'b' int32 length, binary  when the stream was asked for it
+
+Source: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html.
+
+So a tuple is a row of COPY BINARY (see `towline.frame`) but for a kind byte before each column, and for NULL, which
+there is a length of -1. The work is done on the joined bytes of all messages: one pass per column finds where each
+value begins (numpy arrays over rows), a mask says which bytes stay, and what stays is copied at once. Only rows that
+need a value from somewhere else (an old tuple) are made one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from towline.change import DELETE, INSERT, UPDATE, Format, Relation, RowSet
+from towline.errors import StreamMalformed
+from towline.frame import Frame, frame_row
+from towline_transforms.schema import TableName
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+    Ints = NDArray[np.int64]
+    Mask = NDArray[np.bool_]
+else:
+    Bytes = Ints = Mask = Any
+
+_NULL, _UNCHANGED = ord("n"), ord("u")
+_INSERT, _UPDATE, _DELETE = ord("I"), ord("U"), ord("D")
+_NEW, _KEY, _OLD = ord("N"), ord("K"), ord("O")
+#: Bytes of a change before its first tuple: kind, OID, marker.
+_HEAD = 6
+#: Zeros after the joined messages, so that a length can be read at any place within them.
+_PAD = bytes(8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """How the tuples of a relation are laid out, as its last Relation message said.
+
+    ``places``: for each column sent, its place among the relation's columns, or -1 when it is not wanted.
+    ``sent``: the table's name in the log, which may be a partition's.
+    """
+
+    relation: Relation
+    places: tuple[int, ...]
+    sent: TableName
+    wanted: tuple[int, ...] = field(init=False)  # columns sent that are wanted, in the order sent
+    key: tuple[int, ...] = field(init=False)  # columns sent that make up the key, in the order sent
+    reorder: tuple[int, ...] = field(init=False)  # from the order sent to the relation's, for Frame.project
+    value: int = field(init=False)  # the kind byte of a value
+
+    def __post_init__(self) -> None:
+        wanted = tuple(sent for sent, place in enumerate(self.places) if place >= 0)
+        by_place = {self.places[sent]: rank for rank, sent in enumerate(wanted)}
+        set_ = object.__setattr__
+        set_(self, "wanted", wanted)
+        set_(self, "key", tuple(sent for sent in wanted if self.places[sent] in self.relation.key))
+        set_(self, "reorder", tuple(by_place[place] for place in range(len(wanted))))
+        set_(self, "value", ord("b") if self.relation.format is Format.BINARY else ord("t"))
+
+    def same(self, other: Layout) -> bool:
+        """Whether tuples of both can be framed together."""
+        return self.relation is other.relation and self.places == other.places and self.sent == other.sent
+
+
+@dataclass(slots=True)
+class _Cells:
+    """The columns of many tuples; arrays of shape (columns sent, tuples). A length is 0 without a value."""
+
+    kinds: Bytes
+    at: Ints  # of the kind byte
+    lengths: Ints
+    begin: Ints  # of each tuple
+    end: Ints
+
+    def pick(self, rows: Ints) -> _Cells:
+        if len(rows) == len(self.begin):
+            return self
+        return _Cells(self.kinds[:, rows], self.at[:, rows], self.lengths[:, rows], self.begin[rows], self.end[rows])
+
+    def joined(self, other: _Cells, order: Ints) -> _Cells:
+        """The tuples of both, in the order given by places in (these + the others)."""
+        return _Cells(
+            np.concatenate((self.kinds, other.kinds), axis=1)[:, order],
+            np.concatenate((self.at, other.at), axis=1)[:, order],
+            np.concatenate((self.lengths, other.lengths), axis=1)[:, order],
+            np.concatenate((self.begin, other.begin))[order],
+            np.concatenate((self.end, other.end))[order],
+        )
+
+
+def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: int) -> RowSet:
+    """Frame the changes of one relation; ``messages`` hold one each, from offset ``at`` on.
+
+    Raises StreamMalformed when a message is not a change of that layout.
+    """
+    data = b"".join((*messages, _PAD))
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    ends = np.cumsum(np.fromiter(map(len, messages), dtype=np.int64, count=len(messages)))
+    heads = np.concatenate((np.zeros(1, dtype=np.int64), ends[:-1])) + at
+    if bool((heads + _HEAD > ends).any()):
+        raise _malformed(layout, "a change ends before its first tuple")
+    kinds, markers = buffer[heads], buffer[heads + (_HEAD - 1)]
+    _check_markers(layout, kinds, markers)
+
+    has_old = markers != _NEW
+    tuples = heads + _HEAD
+    if not has_old.any():
+        new = _walk(layout, buffer, tuples, ends, new=True)
+        _check_ends(layout, new.end, ends, kinds == _INSERT, new)
+        rows = _compact(layout, buffer, new, None)
+        ops = np.where(kinds == _INSERT, INSERT, UPDATE).astype(np.uint8)
+        order = np.fromiter(orders, dtype=np.int64, count=len(orders))
+        return RowSet(layout.relation, rows, ops, order, _missing(layout, new, None))
+    return _with_old(layout, data, buffer, kinds, has_old, tuples, ends, orders)
+
+
+def _with_old(
+    layout: Layout,
+    data: bytes,
+    buffer: Bytes,
+    kinds: Bytes,
+    has_old: Mask,
+    tuples: Ints,
+    ends: Ints,
+    orders: Sequence[int],
+) -> RowSet:
+    """The general case: some changes have an old tuple, and some of them yield a deletion."""
+    with_old = np.flatnonzero(has_old)
+    with_new = np.flatnonzero(kinds != _DELETE)
+    old = _walk(layout, buffer, tuples[with_old], ends[with_old], new=False)
+    new_at = tuples.copy()
+    updated = kinds[with_old] == _UPDATE
+    if bool((old.kinds[list(layout.key)] != layout.value).any()):
+        raise _malformed(layout, "an old tuple lacks a column of the key")
+    if bool((buffer[old.end[updated]] != _NEW).any()):
+        raise _malformed(layout, "an update has no new tuple")
+    new_at[with_old] = old.end + 1
+    new = _walk(layout, buffer, new_at[with_new], ends[with_new], new=True)
+    tuple_ends = ends.copy()
+    tuple_ends[with_new] = new.end
+    tuple_ends[with_old[~updated]] = old.end[~updated]
+    _check_ends(layout, tuple_ends, ends, kinds[with_new] == _INSERT, new)
+
+    old_of = {int(change): place for place, change in enumerate(with_old)}
+    new_of = {int(change): place for place, change in enumerate(with_new)}
+    fills = _fills(layout, data, old, new, old_of, with_new)
+    moved = [
+        change
+        for change in with_old[updated].tolist()
+        if _key_changed(layout, data, old, old_of[change], new, new_of[change])
+    ]
+    deleting = np.sort(np.concatenate((with_old[~updated], np.array(moved, dtype=np.int64))))
+    # Rows in source order; the deletion of an update comes before its new row.
+    merge = np.argsort(np.concatenate((deleting * 2, with_new * 2 + 1)), kind="stable")
+    gone = old.pick(np.searchsorted(with_old, deleting))
+    all_ = gone.joined(new, merge)
+    is_gone = merge < len(deleting)
+    rows = _compact(layout, buffer, all_, is_gone)
+
+    changes = np.concatenate((deleting, with_new))[merge]
+    row_of = {int(change): row for row, change in enumerate(changes) if not is_gone[row]}
+    filled = {row_of[int(with_new[place])]: values for place, values in fills.items()}
+    if filled:
+        rows = _refill(layout, data, all_, rows, filled)
+    missing = _missing(layout, all_, filled)
+    ops = np.where(is_gone, DELETE, np.where(kinds[changes] == _INSERT, INSERT, UPDATE)).astype(np.uint8)
+    order = np.fromiter(orders, dtype=np.int64, count=len(orders))[changes]
+    back = {row_of[change]: row_of[change] - 1 for change in moved if row_of[change] in missing}
+    return RowSet(layout.relation, rows, ops, order, missing, {}, back)
+
+
+def _malformed(layout: Layout, what: str) -> StreamMalformed:
+    return StreamMalformed(f"pgoutput, changes of {layout.relation.name}: {what}")
+
+
+def _check_markers(layout: Layout, kinds: Bytes, markers: Bytes) -> None:
+    new, old = markers == _NEW, (markers == _KEY) | (markers == _OLD)
+    fine = ((kinds == _INSERT) & new) | ((kinds == _UPDATE) & (new | old)) | ((kinds == _DELETE) & old)
+    if not fine.all():
+        raise _malformed(layout, "a change has a tuple of a wrong kind")
+
+
+def _check_ends(layout: Layout, found: Ints, ends: Ints, inserted: Mask, new: _Cells) -> None:
+    if not np.array_equal(found, ends):
+        raise _malformed(layout, "bytes follow the last tuple of a change")
+    if bool(((new.kinds == _UNCHANGED).any(axis=0) & inserted).any()):
+        raise _malformed(layout, "a value of an inserted row was not sent")
+
+
+def _walk(layout: Layout, buffer: Bytes, begin: Ints, ends: Ints, *, new: bool) -> _Cells:
+    """Find the columns of the tuples that begin at those offsets and end at or before ``ends``."""
+    width, count = len(layout.places), len(begin)
+    # Any four bytes as an int32, wherever they begin.
+    words: Any = np.ndarray((len(buffer) - 3,), dtype=">u4", buffer=buffer, strides=(1,))
+    if bool((begin + 2 > ends).any()):
+        raise _malformed(layout, "a tuple ends before its number of columns")
+    if bool(((buffer[begin].astype(np.int64) << 8 | buffer[begin + 1]) != width).any()):
+        raise _malformed(layout, f"a tuple does not have {width} columns")
+    kinds = np.empty((width, count), dtype=np.uint8)
+    places = np.empty((width, count), dtype=np.int64)
+    lengths = np.zeros((width, count), dtype=np.int64)
+    at = begin + 2
+    for column in range(width):
+        kind = buffer[at]
+        has_value = kind == layout.value
+        kinds[column], places[column] = kind, at
+        if has_value.all():
+            length = words[at + 1].astype(np.int64)
+            at = at + 5 + length
+            lengths[column] = length
+        else:
+            _check_kinds(layout, column, kind[~has_value], new=new)
+            length = np.where(has_value, words[at + 1], 0).astype(np.int64)
+            at = at + 1 + length + 4 * has_value
+            lengths[column] = length
+        if bool((at > ends).any()):  # until here only the padding was read, if anything beyond the end
+            raise _malformed(layout, f"a change ends inside column {column + 1} of {width}")
+    return _Cells(kinds, places, lengths, begin, at)
+
+
+def _check_kinds(layout: Layout, column: int, kinds: Bytes, *, new: bool) -> None:
+    fine = (kinds == _NULL) | ((kinds == _UNCHANGED) & new)
+    if fine.all():
+        return
+    kind = int(kinds[~fine][0])
+    place = layout.places[column]
+    name = layout.relation.columns[place].name if place >= 0 else f"number {column + 1}"
+    if kind in b"tb":
+        sent, due = ("text", "binary") if kind == ord("t") else ("binary", "text")
+        raise _malformed(layout, f"column {name} came as {sent} in a stream of {due} values")
+    raise _malformed(layout, f"column {name} is of unknown kind {kind}")
+
+
+def _compact(layout: Layout, buffer: Bytes, cells: _Cells, keys_only: Mask | None) -> Frame:
+    """Copy the wanted columns of the tuples out, as framed rows; those of ``keys_only`` with the rest NULL."""
+    count = len(cells.begin)
+    width = len(layout.wanted)
+    keep = np.zeros(len(buffer), dtype=np.bool_)
+    _mark(keep, cells.begin, cells.end)
+    null = cells.kinds != layout.value
+    if keys_only is not None:
+        for sent in layout.wanted:
+            if sent not in layout.key:
+                null[sent] |= keys_only
+    sizes = np.empty((width, count), dtype=np.int64)
+    nulls = np.empty((width, count), dtype=np.bool_)
+    rank = 0
+    for sent, place in enumerate(layout.places):
+        at, length = cells.at[sent], cells.lengths[sent]
+        keep[at] = False
+        dropped = null[sent] if place >= 0 else np.ones(count, dtype=np.bool_)
+        gone = dropped & (cells.kinds[sent] == layout.value)
+        if gone.any():
+            _unmark(keep, at[gone] + 1, at[gone] + 5 + length[gone])
+        if place >= 0:
+            sizes[rank] = np.where(dropped, 4, 4 + length)
+            nulls[rank] = dropped
+            rank += 1
+    starts = np.zeros(count + 1, dtype=np.int64)
+    np.cumsum(sizes.sum(axis=0) + 2, out=starts[1:])
+    out = _fill(buffer, keep, starts, sizes, nulls)
+    if width != len(layout.places):  # the number of columns, as it is now
+        out[starts[:-1]], out[starts[:-1] + 1] = width >> 8, width & 0xFF
+    return Frame(out.tobytes(), starts, width).project(layout.reorder)
+
+
+def _mark(keep: Mask, begin: Ints, end: Ints) -> None:
+    """Set the ranges, which do not overlap and ascend."""
+    edge = np.zeros(len(keep) + 1, dtype=np.int8)
+    edge[begin] += 1
+    edge[end] -= 1
+    np.cumsum(edge[:-1], dtype=np.int8, out=keep.view(np.int8))
+
+
+def _unmark(keep: Mask, begin: Ints, end: Ints) -> None:
+    lengths = end - begin
+    first = np.cumsum(lengths) - lengths
+    keep[np.repeat(begin - first, lengths) + np.arange(int(lengths.sum()))] = False
+
+
+def _fill(buffer: Bytes, keep: Mask, starts: Ints, sizes: Ints, nulls: Mask) -> Bytes:
+    """The kept bytes in order, with a length of -1 put in for each null."""
+    if not nulls.any():
+        return buffer[keep]
+    at = np.cumsum(sizes, axis=0) - sizes + (starts[:-1] + 2)
+    out = np.full(int(starts[-1]), 0xFF, dtype=np.uint8)
+    taken = np.ones(len(out), dtype=np.bool_)
+    taken[at[nulls][:, None] + np.arange(4)] = False
+    out[taken] = buffer[keep]
+    return out
+
+
+def _value(layout: Layout, data: bytes, cells: _Cells, sent: int, row: int) -> bytes | None:
+    if cells.kinds[sent, row] != layout.value:
+        return None
+    at = int(cells.at[sent, row]) + 5
+    return data[at : at + int(cells.lengths[sent, row])]
+
+
+def _key_changed(layout: Layout, data: bytes, old: _Cells, before: int, new: _Cells, after: int) -> bool:
+    return any(
+        int(new.kinds[sent, after]) != _UNCHANGED
+        and _value(layout, data, old, sent, before) != _value(layout, data, new, sent, after)
+        for sent in layout.key
+    )
+
+
+def _fills(
+    layout: Layout, data: bytes, old: _Cells, new: _Cells, old_of: dict[int, int], with_new: Ints
+) -> dict[int, dict[int, bytes]]:
+    """Values that new tuples do not have but old ones do: by new tuple, by column sent."""
+    fills: dict[int, dict[int, bytes]] = {}
+    for sent in layout.wanted:
+        for row in np.flatnonzero(new.kinds[sent] == _UNCHANGED).tolist():
+            before = old_of.get(int(with_new[row]))
+            value = _value(layout, data, old, sent, before) if before is not None else None
+            if value is not None:
+                fills.setdefault(row, {})[sent] = value
+    return fills
+
+
+def _refill(layout: Layout, data: bytes, cells: _Cells, rows: Frame, filled: dict[int, dict[int, bytes]]) -> Frame:
+    """Make the rows anew that take values from an old tuple."""
+    by_place = sorted(layout.wanted, key=lambda sent: layout.places[sent])
+    made = {
+        row: frame_row([values.get(sent, _value(layout, data, cells, sent, row)) for sent in by_place])
+        for row, values in filled.items()
+    }
+    return Frame.of_rows([made.get(row) or rows.row(row) for row in range(len(rows))], rows.width)
+
+
+def _missing(layout: Layout, cells: _Cells, filled: dict[int, dict[int, bytes]] | None) -> dict[int, int]:
+    """By row, a bit mask of the places of the values that were not sent. Old tuples have none."""
+    missing: dict[int, int] = {}
+    unchanged = cells.kinds == _UNCHANGED
+    if not unchanged.any():
+        return missing
+    for sent in layout.wanted:
+        for row in np.flatnonzero(unchanged[sent]).tolist():
+            if filled is None or sent not in filled.get(row, ()):
+                missing[row] = missing.get(row, 0) | 1 << layout.places[sent]
+    return missing

@@ -62,7 +62,7 @@ def _lineage(assignments: Sequence[Assignment]) -> Iterator[str]:
     for each in assignments:
         origins = [*sorted(each.sources), *sorted(each.pseudo), *sorted(each.joined)]
         expression = " ".join(each.sql.split())
-        how = "" if origins == [each.column] and expression in ("", each.column) else f"   {expression}"
+        how = "" if origins == [each.column] and expression.strip('"') == each.column else f"   {expression}"
         yield f"{each.column:<{width}} <- {', '.join(origins) or 'a constant'}{how}".rstrip()
 
 

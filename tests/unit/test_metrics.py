@@ -105,7 +105,7 @@ def test_every_metric_is_documented() -> None:
     metrics = Metrics("p")
     exported = set()
     for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):
-        if family.name.startswith("towline_"):
+        if family.name.startswith("towline_") and not family.name.endswith("_created"):
             exported.add(family.name + ("_total" if family.type == "counter" else ""))
     page = (ROOT / "docs" / "OPERATIONS.md").read_text()
     documented = set(re.findall(r"^\| `(towline_\w+)`", page, re.MULTILINE))

@@ -1,0 +1,238 @@
+"""Compaction: of the changes of a row set, what is left when only the last version of each source key counts.
+
+A hot row that changes a thousand times in a batch costs the target one write. Keys are compared by their bytes. Two
+keys whose bytes differ may still be equal to the target (numeric 1.0 and 1.00): of such keys at most one is alive
+after the batch, so a target that applies all deletes before all upserts is right about them.
+
+What the source did not send (unchanged TOAST, see `RowSet.missing`) is taken, byte for byte, from an earlier version of
+the same row in the row set; also from under its old key, when the key changed. What is still missing is at the
+target (`Compacted.partial`, `Compacted.moves`) or, where it cannot be, must be read from the source again
+(`Compacted.reread`).
+
+Row sets without such gaps, by far the most, are handled without a loop over rows in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from towline.change import DELETE, INSERT, RowSet
+from towline.frame import Frame, frame_row, key_values
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+else:
+    Ints = Any
+
+_NONE: Ints = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Versions:
+    """Rows, and for each the place in the row set of the change that it is the outcome of (ascending)."""
+
+    rows: Frame
+    places: Ints
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Move:
+    """The last version of a row whose key changed in the row set, and which lacks columns that are at the target.
+
+    They are in the target's row of the framed key ``origin``, as long as nothing has been deleted. ``mask``: the
+    columns.
+    """
+
+    origin: bytes
+    key: bytes
+    row: bytes
+    place: int
+    mask: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compacted:
+    """The outcome of a row set: every key in it is in exactly one of the groups.
+
+    ``live``: whole rows. ``partial``: by mask of missing columns, rows whose other columns changed in place.
+    ``moves``: see there; each may be treated as a member of ``reread`` instead. ``reread``: rows with a value that
+    only the source has. ``gone``: framed key columns (in the identity's order) of deleted rows, the origins of moves
+    among them.
+
+    seen = live + partial + moves + reread + gone + superseded.
+    """
+
+    rowset: RowSet
+    live: Versions
+    gone: Versions
+    partial: tuple[tuple[int, Versions], ...]
+    reread: Versions
+    moves: tuple[Move, ...]
+
+    @property
+    def seen(self) -> int:
+        """The changes in the row set."""
+        return len(self.rowset)
+
+    @property
+    def kept(self) -> int:
+        """The distinct keys in the row set."""
+        partial = sum(len(versions) for _, versions in self.partial)
+        return len(self.live) + len(self.gone) + partial + len(self.reread) + len(self.moves)
+
+    @property
+    def superseded(self) -> int:
+        """The changes that a later one of the same key made void."""
+        return self.seen - self.kept
+
+
+def inserts_only(rowset: RowSet) -> bool:
+    """Whether the row set is nothing but new whole rows. Their keys are distinct: the source's identity says so."""
+    return not rowset.missing and not rowset.unknown and bool((rowset.ops == INSERT).all())
+
+
+def compact(rowset: RowSet) -> Compacted:
+    """Keep the last version of each key."""
+    rows, ops = rowset.rows, rowset.ops
+    if inserts_only(rowset):
+        return _grouped(rowset, np.arange(len(rowset), dtype=np.int64), {}, {}, ())
+    keys = rows.keys(rowset.relation.key)
+    last = dict(zip(keys, range(len(keys)), strict=True))
+    places = np.fromiter(last.values(), dtype=np.int64, count=len(last))
+    places.sort()
+    if not rowset.missing and not rowset.unknown:
+        return _grouped(rowset, places, {}, {}, ())
+    if len(last) == len(keys) and not rowset.moved:
+        masks = {place: mask for place, mask in rowset.missing.items() if ops[place] != DELETE}
+        return _grouped(rowset, places, masks, {}, (), frozenset(rowset.unknown))
+    filled = _Filling(rowset, keys)
+    masks, whole, moves, lost = {}, {}, [], set()
+    for key, version in filled.alive():
+        if version.unknown:
+            lost.add(version.place)
+        elif version.missing and version.origin is not None:
+            if filled.in_place:
+                moves.append(Move(version.origin, key, version.row, version.place, version.missing))
+            else:
+                lost.add(version.place)
+        elif version.missing:
+            masks[version.place] = version.missing
+            whole[version.place] = version.row
+        else:
+            whole[version.place] = version.row
+    moves.sort(key=lambda move: move.place)
+    return _grouped(rowset, places, masks, whole, tuple(moves), frozenset(lost))
+
+
+def _grouped(
+    rowset: RowSet,
+    places: Ints,
+    masks: dict[int, int],
+    changed: dict[int, bytes],
+    moves: Sequence[Move],
+    lost: frozenset[int] = frozenset(),
+) -> Compacted:
+    """Sort the last versions into the groups. ``changed``: rows that are not as they came, by place."""
+    rows = rowset.rows
+    deleted = rowset.ops[places] == DELETE
+    gone, alive = places[deleted], places[~deleted]
+    odd = set(masks) | lost | {move.place for move in moves}
+    if odd:
+        alive = alive[~np.isin(alive, np.fromiter(odd, dtype=np.int64))]
+    by_mask: dict[int, list[int]] = {}
+    for place in sorted(set(masks) - lost):
+        by_mask.setdefault(masks[place], []).append(place)
+
+    def versions(chosen: Ints) -> Versions:
+        if not changed:
+            return Versions(rows.take(chosen), chosen)
+        picked = [changed.get(place) or rows.row(place) for place in chosen.tolist()]
+        return Versions(Frame.of_rows(picked, rows.width), chosen)
+
+    return Compacted(
+        rowset,
+        versions(alive),
+        Versions(rows.take(gone).project(rowset.relation.key), gone),
+        tuple((mask, versions(np.array(group, dtype=np.int64))) for mask, group in by_mask.items()),
+        versions(np.array(sorted(lost), dtype=np.int64)) if lost else Versions(Frame.empty(rows.width), _NONE),
+        tuple(moves),
+    )
+
+
+@dataclass(slots=True)
+class _Version:
+    """A row as of some change. ``origin``: the key of the target's row that has what is ``missing``; None: its own."""
+
+    place: int
+    row: bytes
+    missing: int
+    unknown: int
+    origin: bytes | None
+
+
+class _Filling:
+    """Follows the versions of the keys that have gaps, in order, and fills each from the one before."""
+
+    def __init__(self, rowset: RowSet, keys: list[bytes]) -> None:
+        self._rowset = rowset
+        self._state: dict[bytes, _Version | None] = {}
+        olds = {old: new for new, old in rowset.moved.items()}
+        before: dict[int, _Version | None] = {}
+        was_here: dict[int, bool] = {}
+        followed = {keys[place] for place in (*rowset.missing, *rowset.unknown, *olds)}
+        ops = rowset.ops.tolist()
+        for place, key in enumerate(keys):
+            if key not in followed:
+                continue
+            if ops[place] == DELETE:
+                if place in olds:
+                    was_here[place] = key in self._state
+                    before[place] = self._state.get(key)
+                self._state[key] = None
+                continue
+            missing, unknown = rowset.missing.get(place, 0), rowset.unknown.get(place, 0)
+            if not missing:
+                self._state[key] = _Version(place, rowset.rows.row(place), 0, unknown, None)
+            elif (old := rowset.moved.get(place)) is not None:
+                self._state[key] = self._fill(
+                    place, missing, unknown, before.get(old), was_here.get(old, False), keys[old]
+                )
+            else:
+                self._state[key] = self._fill(place, missing, unknown, self._state.get(key), key in self._state, None)
+        moved = {
+            key: v.origin for key, v in self._state.items() if v is not None and v.missing and v.origin is not None
+        }
+        #: Whether every moved row stands alone. Rows that change places with each other are left to the source.
+        self.in_place = len(set(moved.values())) == len(moved) and not moved.keys() & set(moved.values())
+
+    def _fill(
+        self, place: int, missing: int, unknown: int, before: _Version | None, known: bool, old_key: bytes | None
+    ) -> _Version:
+        """The version at ``place``, with its gaps filled from the version ``before`` it, if that is in the row set."""
+        row = self._rowset.rows.row(place)
+        if before is None:
+            # A row deleted before, in this very row set, has nothing to give: only the source can tell.
+            return _Version(place, row, 0 if known else missing, unknown | (missing if known else 0), old_key)
+        available = missing & ~before.missing
+        if available:
+            values, earlier = key_values(row[2:]), key_values(before.row[2:])
+            for column in range(len(values)):
+                if available >> column & 1:
+                    values[column] = earlier[column]
+            row = frame_row(values)
+        left = missing & before.missing
+        origin = (before.origin or old_key) if left else None
+        return _Version(place, row, left, unknown | (missing & before.unknown), origin)
+
+    def alive(self) -> list[tuple[bytes, _Version]]:
+        """The last versions that are rows."""
+        return [(key, version) for key, version in self._state.items() if version is not None]

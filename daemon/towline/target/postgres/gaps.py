@@ -1,0 +1,94 @@
+"""Rows of a piece that the log carried with gaps: what of them can be changed in place, and what must be read again.
+
+For each route: a changed row without its unchanged TOAST columns is an UPDATE of the others, if the target has the row
+and if the route's filter does not need what is missing; else the whole row is needed. It is completed from a chunk
+that is loaded in the same transaction, or read again from the source (one call for a relation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from towline.change import RowSet
+from towline.compact import Compacted, Move, Versions
+from towline.frame import Frame, frame_row, key_values
+from towline.target import ChunkLoad, Reread
+
+
+@dataclass(slots=True, eq=False)
+class Gaps:
+    """What one route makes of a row set's rows with gaps, by place in the row set.
+
+    ``updates``: for each of the row set's partial groups, how many rows are whole enough to be updated or filtered, or
+    None when the route's filter cannot tell. ``moves``: those done in place. ``wanted``: places of rows that are
+    needed whole.
+    """
+
+    updates: list[int | None] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+    wanted: set[int] = field(default_factory=set)
+
+
+class Whole:
+    """Whole versions of rows with gaps, as far as there are any: places in the row set, and rows."""
+
+    def __init__(self, rowset: RowSet, places: Iterable[int], reread: Reread) -> None:
+        self._rowset = rowset
+        self._rows: dict[int, bytes] = {}
+        self._open = sorted(places)
+        self._reread = reread
+
+    def fill(self, compacted: Compacted, prior: ChunkLoad | None, touched: frozenset[bytes] | set[bytes]) -> None:
+        """Complete partial rows from a chunk, unless it may be older than what was applied (``touched`` keys)."""
+        if prior is None or prior.chunk.relation.name != self._rowset.relation.name or not self._open:
+            return
+        key = self._rowset.relation.key
+        chunk = prior.chunk.rows
+        at = {framed: row for row, framed in enumerate(chunk.keys(key))} if len(chunk) else {}
+        wanted = set(self._open)
+        for mask, versions in compacted.partial:
+            for index, (place, framed) in enumerate(
+                zip(versions.places.tolist(), versions.rows.keys(key), strict=True)
+            ):
+                if place in wanted and framed in at and framed not in touched:
+                    self._rows[place] = _completed(versions.rows.row(index), chunk.row(at[framed]), mask)
+        self._open = [place for place in self._open if place not in self._rows]
+
+    def read(self) -> None:
+        """Read the other rows from the source; rows that are no longer there stay open."""
+        if not self._open:
+            return
+        relation = self._rowset.relation
+        keys = self._rowset.rows.take(np.array(self._open, dtype=np.int64)).project(relation.key)
+        chunk = self._reread(relation, keys)
+        found = chunk.rows.keys(relation.key) if len(chunk.rows) else []
+        at = {framed: row for row, framed in enumerate(found)}
+        for place, framed in zip(self._open, keys.keys(range(keys.width)), strict=True):
+            if framed in at:
+                self._rows[place] = chunk.rows.row(at[framed])
+
+    def versions(self, places: Iterable[int]) -> Versions:
+        """The rows of those places that are there, in order."""
+        chosen = sorted(place for place in places if place in self._rows)
+        frame = Frame.of_rows([self._rows[place] for place in chosen], self._rowset.rows.width)
+        return Versions(frame, np.array(chosen, dtype=np.int64))
+
+
+def _completed(row: bytes, chunk: bytes, mask: int) -> bytes:
+    """The row with the columns of the mask from the chunk's row."""
+    pairs = zip(key_values(row[2:]), key_values(chunk[2:]), strict=True)
+    return frame_row([old if mask >> place & 1 else new for place, (new, old) in enumerate(pairs)])
+
+
+def names(rowset: RowSet, mask: int) -> frozenset[str]:
+    """The columns of a mask."""
+    return frozenset(column.name for place, column in enumerate(rowset.relation.columns) if mask >> place & 1)
+
+
+def without(versions: Versions, keys: Sequence[bytes], origins: Mapping[bytes, Move]) -> Versions:
+    """The versions (framed keys) whose key is not an origin of a move."""
+    keep = np.array([index for index, key in enumerate(keys) if key not in origins], dtype=np.int64)
+    return Versions(versions.rows.take(keep), versions.places[keep])

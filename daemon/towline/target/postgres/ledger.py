@@ -1,0 +1,85 @@
+"""The writer's statements on the control tables: epoch, checkpoint, route states and ledger.
+
+Their form is in control.sql. A pipeline's checkpoint row is locked for the length of each of its transactions, so that
+a repair, which writes to the same tables, and the daemon take turns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+
+from towline.position import format_lsn
+from towline.target import Counts, RouteState
+from towline_transforms.identifier import quote
+
+
+def lock_key(schema: str, pipeline: str) -> int:
+    """The key of the pipeline's session lock (``pg_advisory_lock(bigint)``), in its target database.
+
+    The first 64 bits, signed, of SHA-256 of ``towline``, schema and pipeline, each followed by a NUL.
+    """
+    digest = hashlib.sha256(f"towline\0{schema}\0{pipeline}\0".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+class Control:
+    """Statements (``$1`` parameters) with their parameters, for the control tables of one schema and pipeline."""
+
+    def __init__(self, schema: str, pipeline: str) -> None:
+        self._pipeline = pipeline
+        where = quote(schema)
+        self._raise = f"UPDATE {where}.checkpoint SET epoch = epoch + 1, updated_at = now() WHERE pipeline = $1"
+        self._hold = (
+            f"SELECT position::text FROM {where}.checkpoint WHERE pipeline = $1 AND epoch = $2::bigint FOR UPDATE"
+        )
+        self._advance = (
+            f"UPDATE {where}.checkpoint SET position = $3::pg_lsn, commit_time = coalesce($4::timestamptz, commit_time), "
+            "updated_at = now() WHERE pipeline = $1 AND epoch = $2::bigint AND position <= $3::pg_lsn"
+        )
+        self._state = (
+            f"INSERT INTO {where}.route_state AS s (pipeline, route, state, cursor, copied, estimate, updated_at) "
+            "VALUES ($1, $2, $3, $4::text[], $5::bigint, $6::bigint, now()) ON CONFLICT (pipeline, route) DO UPDATE SET "
+            "state = EXCLUDED.state, cursor = EXCLUDED.cursor, copied = EXCLUDED.copied, estimate = EXCLUDED.estimate, "
+            "updated_at = EXCLUDED.updated_at"
+        )
+        figures = ("seen", "upserted", "deleted", "superseded", "filtered", "quarantined")
+        names = ", ".join(figures)
+        columns = ", ".join(f"u.{name}" for name in figures)
+        arrays = ", ".join(f"unnest(${place}::bigint[])" for place, _ in enumerate(figures, 5))
+        added = ", ".join(f"{name} = l.{name} + EXCLUDED.{name}" for name in figures)
+        self._ledger = (
+            f"INSERT INTO {where}.ledger AS l "
+            f"(pipeline, route, hour, from_position, to_position, {names}, applied_at) "
+            f"SELECT $1, u.route, date_trunc('hour', now()), $2::pg_lsn, $3::pg_lsn, {columns}, now() "
+            f"FROM ROWS FROM (unnest($4::text[]), {arrays}) AS u (route, {names}) "
+            f"ON CONFLICT (pipeline, route, hour) DO UPDATE SET to_position = EXCLUDED.to_position, {added}, "
+            "applied_at = EXCLUDED.applied_at"
+        )
+
+    def raise_epoch(self) -> tuple[str, tuple[object, ...]]:
+        """Updates one row, or none when there is no checkpoint."""
+        return self._raise, (self._pipeline,)
+
+    def hold(self, epoch: int) -> tuple[str, tuple[object, ...]]:
+        """Locks the checkpoint and returns its position; no row when the epoch is another's."""
+        return self._hold, (self._pipeline, epoch)
+
+    def advance(self, epoch: int, position: int, commit_time: datetime | None) -> tuple[str, tuple[object, ...]]:
+        """Moves the checkpoint; no row is updated when the epoch is another's or the position would go back."""
+        return self._advance, (self._pipeline, epoch, format_lsn(position), commit_time)
+
+    def state(self, state: RouteState) -> tuple[str, tuple[object, ...]]:
+        """Writes a route's state."""
+        cursor = None if state.cursor is None else list(state.cursor)
+        return self._state, (self._pipeline, state.route, state.state, cursor, state.copied, state.estimate)
+
+    def ledger(self, begin: int, end: int, counts: Mapping[str, Counts]) -> tuple[str, tuple[object, ...]]:
+        """Adds to the ledger what became of the rows between two positions."""
+        figures = zip(
+            *((c.seen, c.upserted, c.deleted, c.superseded, c.filtered, c.quarantined) for c in counts.values()),
+            strict=True,
+        )
+        columns = [list(figure) for figure in figures]
+        return self._ledger, (self._pipeline, format_lsn(begin), format_lsn(end), list(counts), *columns)

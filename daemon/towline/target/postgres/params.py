@@ -1,0 +1,102 @@
+"""Statement parameters made of framed bytes, without a look at the values.
+
+The binary form of an array holds each element as its length and its bytes, which is how a frame holds a value: a
+column of a frame becomes an array by joining its values behind a header.
+
+Source: ``array_recv`` in PostgreSQL's ``arrayfuncs.c``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+from towline.frame import Frame
+
+#: Dimensions, whether there are NULLs, the element type, and of the one dimension the length and the first index.
+_HEADER = struct.Struct("!iiIii")
+
+#: Up to so many values, a loop over them costs less than numpy's fixed price for each column.
+_FEW = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A value in binary form; its type is the one that the statement casts the parameter to."""
+
+    data: bytes
+
+
+class RawDumper(Dumper):
+    """Passes the bytes of a `Raw` on."""
+
+    format = Format.BINARY
+    oid = 0
+
+    def dump(self, obj: Raw) -> bytes:
+        """The bytes as they are."""
+        return obj.data
+
+
+def register(connection: psycopg.Connection[Any]) -> None:
+    """Let statements of this connection take `Raw` parameters."""
+    connection.adapters.register_dumper(Raw, RawDumper)
+
+
+def arrays(frame: Frame, oids: Sequence[int]) -> list[Raw]:
+    """Each column of a frame (of at least one row) as an array of elements of the type given."""
+    count = len(frame)
+    columns = _columns_of_few(frame) if count * frame.width <= _FEW else _columns(frame)
+    return [Raw(_HEADER.pack(1, 1, oid, count, 1) + column) for oid, column in zip(oids, columns, strict=True)]
+
+
+def values(frame: Frame, row: int) -> list[Raw | None]:
+    """The values of one row."""
+    return [None if value is None else Raw(value) for value in split(frame.row(row))]
+
+
+def split(row: bytes) -> list[bytes | None]:
+    """The values of a framed row."""
+    found: list[bytes | None] = []
+    at = 2
+    end = len(row)
+    while at < end:
+        length = int.from_bytes(row[at : at + 4], "big", signed=True)
+        at += 4
+        if length < 0:
+            found.append(None)
+        else:
+            found.append(row[at : at + length])
+            at += length
+    return found
+
+
+def _columns(frame: Frame) -> list[bytes]:
+    """The framed values of each column, joined."""
+    offsets, lengths = frame.fields()
+    data = frame.data
+    return [
+        b"".join([data[at - 4 : at + length] for at, length in zip(starts, sizes, strict=True)])
+        for starts, sizes in zip(offsets.tolist(), lengths.clip(0).tolist(), strict=True)
+    ]
+
+
+def _columns_of_few(frame: Frame) -> list[bytes]:
+    """The same as `_columns`, value by value."""
+    pieces: list[list[bytes]] = [[] for _ in range(frame.width)]
+    data = frame.data
+    at = 0
+    for _ in range(len(frame)):
+        at += 2
+        for column in pieces:
+            length = int.from_bytes(data[at : at + 4], "big", signed=True)
+            end = at + 4 + max(length, 0)
+            column.append(data[at:end])
+            at = end
+    return [b"".join(column) for column in pieces]

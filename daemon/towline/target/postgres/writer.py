@@ -1,0 +1,293 @@
+"""The PostgreSQL target: transactions, session lock, epoch and checkpoint around the `Applier`.
+
+**One writer.** Two locks, for two dangers. The *session lock* is an advisory lock on `ledger.lock_key`: the server
+releases it when the session ends, so that a standby may go on. The *epoch* in the checkpoint is raised by whoever
+starts: a daemon that was suspended and comes back finds another's epoch when it begins or commits, and gets `Fenced`.
+A daemon that is frozen, with its connection alive, loses both session and transaction to the server's idle timeouts
+(`_IDLE`).
+
+**Round trips.** A small batch costs three: begin and lock the checkpoint; its statements; ledger, checkpoint and
+commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from towline.change import Piece, Relation
+from towline.errors import Fenced, NotSetUp, TargetUnavailable, TowlineError
+from towline.position import format_lsn, parse_lsn
+from towline.postgres.session import connect, translate
+from towline.target import Checkpoint, ChunkLoad, Committed, Reread, RouteState
+from towline.target.postgres import control
+from towline.target.postgres.apply import Applier
+from towline.target.postgres.executor import Executor
+from towline.target.postgres.ledger import Control, lock_key
+from towline.target.postgres.staging import Path
+from towline_transforms.route import Route
+
+#: How long a session may be idle, in a transaction or not, before the server ends it (milliseconds). The pipeline's
+#: heartbeat is several times as frequent.
+_IDLE = 60_000
+#: How long a statement waits for a lock that another session holds (milliseconds): then TargetConflict.
+_LOCK_WAIT = 30_000
+#: How often a standby tries for the lock (seconds).
+_POLL = 0.2
+#: Statements that are kept prepared; a route has a handful.
+_PREPARED = 500
+
+_SETTINGS = {
+    "idle_in_transaction_session_timeout": _IDLE,
+    "lock_timeout": _LOCK_WAIT,
+    # Stages have few rows and targets many, mostly in memory: with the default of 4, a join with a stage of some
+    # thousand keys would rather read the whole target than look the keys up in its index.
+    "random_page_cost": 1.1,
+}
+
+
+class PostgresTarget:
+    """Implements `towline.target.Target`. Nothing is connected before `acquire`.
+
+    ``schema`` holds the control tables. ``path`` and ``direct`` are for tests, see `Applier`.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        pipeline: str,
+        schema: str,
+        routes: Sequence[Route],
+        relations: Sequence[Relation],
+        path: Path | None = None,
+        direct: bool = True,
+    ) -> None:
+        self._dsn = dsn
+        self._pipeline = pipeline
+        self._schema = schema
+        self._routes, self._relations = tuple(routes), tuple(relations)
+        self._path, self._direct = path, direct
+        self._control = Control(schema, pipeline)
+        self._connection: psycopg.Connection[Any] | None = None
+        self._applier: Applier | None = None
+        self._executor: Executor | None = None
+        self._epoch = 0
+        self._position = 0
+        self._began = 0.0
+        self._open = False  # a transaction
+        self._closing = threading.Event()
+        self._calling: int | None = None
+
+    # ---- sessions --------------------------------------------------------------------------------------------
+
+    def acquire(self, timeout: float) -> bool:
+        """See the contract. A lock that another session holds is tried for again and again, since waiting for it in
+        the server would hold a snapshot, and with it the vacuum of the target, for as long.
+        """
+        deadline = time.monotonic() + timeout
+        with self._call():
+            connection = self._connected()
+            while True:
+                locked = connection.execute(
+                    "SELECT pg_try_advisory_lock(%s)", (lock_key(self._schema, self._pipeline),)
+                ).fetchone()
+                if locked is not None and locked[0]:
+                    return True
+                left = deadline - time.monotonic()
+                if left <= 0 or self._closing.wait(min(_POLL, left)):
+                    return False
+
+    def open(self) -> Checkpoint:
+        """See the contract."""
+        with self._call():
+            connection = self._connected()
+            executor = self._executing()
+            try:
+                cursor = executor.run(*self._control.raise_epoch())
+                executor.sync()
+            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+                raise NotSetUp(f"the target has no control tables in schema {self._schema}", sqlstate="42P01") from None
+            checkpoint = control.read_checkpoint(connection, self._schema, self._pipeline) if cursor.rowcount else None
+            if checkpoint is None:
+                raise NotSetUp(f"the target has no checkpoint of pipeline {self._pipeline}")
+            self._epoch, self._position = checkpoint.epoch, checkpoint.position
+            return checkpoint
+
+    def states(self) -> Mapping[str, RouteState]:
+        """See the contract."""
+        with self._call():
+            return control.read_states(self._connected(), self._schema, self._pipeline)
+
+    def heartbeat(self) -> None:
+        """See the contract."""
+        with self._call():
+            self._connected().execute("SELECT 1")
+
+    def close(self) -> None:
+        """See the contract."""
+        self._closing.set()
+        connection = self._connection
+        if connection is None or connection.closed:
+            return
+        if self._calling in (None, threading.get_ident()):
+            connection.close()
+            return
+        # Another thread is inside libpq: have the server end the statement, then cut the line under both.
+        with contextlib.suppress(psycopg.Error):
+            connection.cancel_safe(timeout=1.0)
+        with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+
+    # ---- transactions ----------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """See the contract."""
+        with self._call():
+            self._begin()
+
+    def apply(self, piece: Piece, active: AbstractSet[str], reread: Reread, prior: ChunkLoad | None = None) -> None:
+        """See the contract."""
+        with self._call():
+            self._applying().apply(piece, active, reread, prior)
+
+    def load(self, load: ChunkLoad) -> None:
+        """See the contract."""
+        with self._call():
+            self._applying().load(load)
+            executor = self._executing()
+            executor.run(*self._control.state(load.state))
+            executor.sync()
+
+    def commit(self, position: int, commit_time: datetime | None) -> Committed:
+        """See the contract."""
+        with self._call():
+            counts = {name: each for name, each in self._applying().counts.items() if each.seen}
+            executor = self._executing()
+            if counts:
+                # Constraints that were put off are checked here, where nothing is durable yet.
+                executor.run("SET CONSTRAINTS ALL IMMEDIATE")
+                executor.run(*self._control.ledger(self._position, position, counts), prepare=True)
+            self._finish(executor, position, commit_time)
+            return Committed(counts, time.monotonic() - self._began)
+
+    def rollback(self) -> None:
+        """See the contract. A connection that is gone has rolled back already."""
+        connection = self._connection
+        if connection is None or connection.closed or not self._open:
+            return
+        self._open = False
+        with contextlib.suppress(TowlineError), self._call():
+            executor = self._executing()
+            executor.abandon()
+            executor.run("ROLLBACK")
+            executor.sync()
+        if self._applier is not None:
+            self._applier.rolled_back()
+
+    def set_states(self, states: Sequence[RouteState]) -> None:
+        """See the contract."""
+        with self._call():
+            self._begin()
+            executor = self._executing()
+            for state in states:
+                executor.run(*self._control.state(state))
+            executor.run("COMMIT")
+            executor.sync()
+            self._open = False
+
+    def _begin(self) -> None:
+        """Begin a transaction and hold the checkpoint."""
+        if self._open:
+            raise TowlineError("a transaction was begun inside another one")
+        applier, executor = self._applying(), self._executing()
+        self._began = time.monotonic()
+        self._open = True
+        executor.run("BEGIN")
+        held = executor.run(*self._control.hold(self._epoch), prepare=True)
+        executor.run("SET CONSTRAINTS ALL DEFERRED")
+        executor.sync()
+        row = held.fetchone()
+        if row is None:
+            raise self._fenced()
+        self._position = parse_lsn(row[0])
+        applier.begin()
+
+    def _finish(self, executor: Executor, position: int, commit_time: datetime | None) -> None:
+        """Move the checkpoint and commit. The checkpoint is held, and so is its epoch: only the position can be
+        wrong.
+        """
+        if position < self._position:
+            raise TowlineError(
+                f"a commit at {format_lsn(position)} is before the checkpoint {format_lsn(self._position)}"
+            )
+        advanced = executor.run(*self._control.advance(self._epoch, position, commit_time), prepare=True)
+        executor.run("COMMIT")
+        executor.sync()
+        self._open = False
+        if advanced.rowcount != 1:
+            raise self._fenced()
+        self._position = position
+
+    def _fenced(self) -> Fenced:
+        return Fenced(f"epoch {self._epoch} of pipeline {self._pipeline} has been superseded")
+
+    # ---- the connection --------------------------------------------------------------------------------------
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            connection = connect(
+                self._dsn, application_name=f"towline {self._pipeline}", side="target", search_path=None
+            )
+            self._connection = connection
+            settings = dict(_SETTINGS)
+            if connection.info.server_version >= 140000:
+                settings["idle_session_timeout"] = _IDLE
+            for name, value in settings.items():
+                connection.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
+            connection.prepared_max = _PREPARED
+            self._executor = Executor(connection)
+            self._applier = Applier(
+                connection,
+                pipeline=self._pipeline,
+                routes=self._routes,
+                relations=self._relations,
+                path=self._path,
+                direct=self._direct,
+            )
+        return self._connection
+
+    def _executing(self) -> Executor:
+        if self._executor is None:
+            raise TowlineError("the target is used before it was acquired")
+        return self._executor
+
+    def _applying(self) -> Applier:
+        if self._applier is None:
+            raise TowlineError("the target is used before it was acquired")
+        return self._applier
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """A call of the contract: notes who is inside, and translates the driver's errors."""
+        if self._closing.is_set():
+            raise TargetUnavailable("the connection to the target was closed")
+        self._calling = threading.get_ident()
+        try:
+            yield
+        except psycopg.Error as error:
+            if self._executor is not None:
+                self._executor.abandon()
+            raise translate(error, "target") from error
+        finally:
+            self._calling = None

@@ -65,7 +65,8 @@ def upsert(route: Route, stage: str) -> str:
     )
     if not route.filtered:
         return insert
-    return f"WITH produced AS MATERIALIZED (\n{over}\n), merged AS (\n{insert}\n)\nSELECT pg_catalog.count(*) FROM produced"
+    produced = f"WITH produced AS MATERIALIZED (\n{over}\n)"
+    return f"{produced}, merged AS (\n{insert}\n)\nSELECT pg_catalog.count(*) FROM produced"
 
 
 def delete(route: Route, keys: str) -> str | None:
@@ -177,8 +178,9 @@ def _remove(route: Route, keys: str, prefix: str = "") -> str | None:
     table = quote_table(route.into)
     if route.on_delete is OnDelete.MARK and route.mark_column is not None:
         value = "k._commit_time" if marks_with_time(route) else "true"
-        return f"{prefix}UPDATE {table} AS t SET {quote(route.mark_column)} = {value}\nFROM (\n{keys}\n) AS k WHERE
-    {match}" return f"{prefix}DELETE FROM {table} AS t USING (\n{keys}\n) AS k WHERE {match}"
+        mark = f"{quote(route.mark_column)} = {value}"
+        return f"{prefix}UPDATE {table} AS t SET {mark}\nFROM (\n{keys}\n) AS k WHERE {match}"
+    return f"{prefix}DELETE FROM {table} AS t USING (\n{keys}\n) AS k WHERE {match}"
 
 
 def _unmark(route: Route) -> tuple[str, str] | None:

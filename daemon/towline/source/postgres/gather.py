@@ -24,7 +24,12 @@ import numpy as np
 from towline.change import Piece, Relation, RowSet, Transaction
 from towline.errors import StreamMalformed
 from towline.frame import Frame
-from towline.source.postgres import tuples
+from towline.source.postgres import few_tuples, tuples
+
+#: Fewer tuples than this are framed one by one.
+FEW = 40
+#: As many tuples are framed together: what is worked on then stays in the processor's cache.
+BLOCK = 4096
 
 
 class Batch(Protocol):
@@ -68,7 +73,11 @@ class TupleBatch:
 
     def row_set(self) -> RowSet:
         """Frame them. Raises StreamMalformed."""
-        return tuples.row_set(self.layout, self.messages, self.orders, self.at)
+        count = len(self.messages)
+        if count < FEW:
+            return few_tuples.row_set(self.layout, self.messages, self.orders, self.at)
+        spans = [slice(begin, begin + BLOCK) for begin in range(0, count, BLOCK)]
+        return _join([tuples.row_set(self.layout, self.messages[span], self.orders[span], self.at) for span in spans])
 
 
 @dataclass(frozen=True, slots=True)

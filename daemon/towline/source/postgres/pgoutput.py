@@ -17,9 +17,11 @@ strings end with a zero byte, times are microseconds since 2000-01-01 UTC.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from towline.change import Format, Relation
 from towline.errors import SourceTableChanged, StreamMalformed
@@ -30,6 +32,8 @@ from towline_transforms.schema import TableName
 
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
+_BEGIN = struct.Struct(">cQqI")
+_COMMIT = struct.Struct(">cBQQq")
 _CHANGES = frozenset((b"I", b"U", b"D"))
 
 
@@ -44,22 +48,19 @@ def options(publication: str, format_: Format) -> dict[str, str]:
 # ---- Messages -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """``lsn``: where the commit record starts."""
+class Begin(NamedTuple):
+    """``lsn``: where the commit record starts. (A tuple: transactions may be as many as rows.)"""
 
     lsn: int
     commit_time: datetime
     xid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """``end``: the position just after the commit record."""
 
     lsn: int
     end: int
-    commit_time: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +127,6 @@ class _Reader:
         except UnicodeDecodeError:
             raise self.malformed("a name is not UTF-8") from None
 
-    def time(self) -> datetime:
-        try:
-            return EPOCH + timedelta(microseconds=self.integer(8, signed=True))
-        except OverflowError:
-            raise self.malformed("a time is beyond the calendar") from None
-
     def done(self) -> None:
         if self._at != len(self._message):
             raise self.malformed("bytes follow it")
@@ -144,6 +139,10 @@ def parse(message: bytes, at: int = 0) -> Begin | Commit | RelationSent | Trunca
     """Read any message but a change, from offset ``at`` on. Raises StreamMalformed."""
     if len(message) <= at:
         raise StreamMalformed("pgoutput: an empty message")
+    if message[at] == ord("B"):
+        return _begin(message, at)
+    if message[at] == ord("C"):
+        return _commit(message, at)
     reader = _Reader(message, at + 1)
     read = _PARSERS.get(message[at])
     if read is None:
@@ -153,14 +152,24 @@ def parse(message: bytes, at: int = 0) -> Begin | Commit | RelationSent | Trunca
     return parsed
 
 
-def _begin(reader: _Reader) -> Begin:
-    return Begin(reader.integer(8), reader.time(), reader.integer(4))
+def _begin(message: bytes, at: int) -> Begin:
+    try:
+        _, lsn, microseconds, xid = _BEGIN.unpack(message[at:])
+        return Begin(lsn, EPOCH + timedelta(microseconds=microseconds), xid)
+    except (struct.error, OverflowError):
+        raise StreamMalformed(
+            "pgoutput, message 'B': it is of a wrong length, or its time beyond the calendar"
+        ) from None
 
 
-def _commit(reader: _Reader) -> Commit:
-    if reader.integer(1) != 0:
-        raise reader.malformed("it has unknown flags")
-    return Commit(reader.integer(8), reader.integer(8), reader.time())
+def _commit(message: bytes, at: int) -> Commit:
+    try:
+        _, flags, lsn, end, _ = _COMMIT.unpack(message[at:])
+    except struct.error:
+        raise StreamMalformed("pgoutput, message 'C': it is of a wrong length") from None
+    if flags:
+        raise StreamMalformed("pgoutput, message 'C': it has unknown flags")
+    return Commit(lsn, end)
 
 
 def _relation(reader: _Reader) -> RelationSent:
@@ -210,9 +219,7 @@ def _message(reader: _Reader) -> Skipped:
     return Skipped("message")
 
 
-_PARSERS: dict[int, Callable[[_Reader], Begin | Commit | RelationSent | Truncate | Skipped]] = {
-    ord("B"): _begin,
-    ord("C"): _commit,
+_PARSERS: dict[int, Callable[[_Reader], RelationSent | Truncate | Skipped]] = {
     ord("R"): _relation,
     ord("T"): _truncate,
     ord("Y"): _type,

@@ -56,7 +56,8 @@ class PostgresStream:
     that was not known when the relations were described; it is called in the reader's thread.
 
     The constructor connects and starts replication: it takes up to the dsn's ``connect_timeout`` (10 seconds by
-    default) and raises SourceUnavailable, SourceRefused, SlotMissing, SlotInUse, SlotUnusable, PluginRefused, NotSetUp, SourceSettings.
+    default) and raises SourceUnavailable, SourceRefused, SlotMissing, SlotInUse, SlotUnusable, PluginRefused, NotSetUp,
+    SourceSettings.
     """
 
     def __init__(

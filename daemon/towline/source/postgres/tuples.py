@@ -48,7 +48,7 @@ _NULL, _UNCHANGED = ord("n"), ord("u")
 _INSERT, _UPDATE, _DELETE = ord("I"), ord("U"), ord("D")
 _NEW, _KEY, _OLD = ord("N"), ord("K"), ord("O")
 #: Bytes of a change before its first tuple: kind, OID, marker.
-_HEAD = 6
+HEAD = 6
 #: Zeros after the joined messages, so that a length can be read at any place within them.
 _PAD = bytes(8)
 
@@ -118,13 +118,13 @@ def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at
     buffer = np.frombuffer(data, dtype=np.uint8)
     ends = np.cumsum(np.fromiter(map(len, messages), dtype=np.int64, count=len(messages)))
     heads = np.concatenate((np.zeros(1, dtype=np.int64), ends[:-1])) + at
-    if bool((heads + _HEAD > ends).any()):
-        raise _malformed(layout, "a change ends before its first tuple")
-    kinds, markers = buffer[heads], buffer[heads + (_HEAD - 1)]
+    if bool((heads + HEAD > ends).any()):
+        raise malformed(layout, "a change ends before its first tuple")
+    kinds, markers = buffer[heads], buffer[heads + (HEAD - 1)]
     _check_markers(layout, kinds, markers)
 
     has_old = markers != _NEW
-    tuples = heads + _HEAD
+    tuples = heads + HEAD
     if not has_old.any():
         new = _walk(layout, buffer, tuples, ends, new=True)
         _check_ends(layout, new.end, ends, kinds == _INSERT, new)
@@ -152,9 +152,9 @@ def _with_old(
     new_at = tuples.copy()
     updated = kinds[with_old] == _UPDATE
     if bool((old.kinds[list(layout.key)] != layout.value).any()):
-        raise _malformed(layout, "an old tuple lacks a column of the key")
+        raise malformed(layout, "an old tuple lacks a column of the key")
     if bool((buffer[old.end[updated]] != _NEW).any()):
-        raise _malformed(layout, "an update has no new tuple")
+        raise malformed(layout, "an update has no new tuple")
     new_at[with_old] = old.end + 1
     new = _walk(layout, buffer, new_at[with_new], ends[with_new], new=True)
     tuple_ends = ends.copy()
@@ -190,7 +190,8 @@ def _with_old(
     return RowSet(layout.relation, rows, ops, order, missing, {}, back)
 
 
-def _malformed(layout: Layout, what: str) -> StreamMalformed:
+def malformed(layout: Layout, what: str) -> StreamMalformed:
+    """The error for changes that are not of that layout."""
     return StreamMalformed(f"pgoutput, changes of {layout.relation.name}: {what}")
 
 
@@ -198,14 +199,14 @@ def _check_markers(layout: Layout, kinds: Bytes, markers: Bytes) -> None:
     new, old = markers == _NEW, (markers == _KEY) | (markers == _OLD)
     fine = ((kinds == _INSERT) & new) | ((kinds == _UPDATE) & (new | old)) | ((kinds == _DELETE) & old)
     if not fine.all():
-        raise _malformed(layout, "a change has a tuple of a wrong kind")
+        raise malformed(layout, "a change has a tuple of a wrong kind")
 
 
 def _check_ends(layout: Layout, found: Ints, ends: Ints, inserted: Mask, new: _Cells) -> None:
     if not np.array_equal(found, ends):
-        raise _malformed(layout, "bytes follow the last tuple of a change")
+        raise malformed(layout, "bytes follow the last tuple of a change")
     if bool(((new.kinds == _UNCHANGED).any(axis=0) & inserted).any()):
-        raise _malformed(layout, "a value of an inserted row was not sent")
+        raise malformed(layout, "a value of an inserted row was not sent")
 
 
 def _walk(layout: Layout, buffer: Bytes, begin: Ints, ends: Ints, *, new: bool) -> _Cells:
@@ -214,9 +215,9 @@ def _walk(layout: Layout, buffer: Bytes, begin: Ints, ends: Ints, *, new: bool) 
     # Any four bytes as an int32, wherever they begin.
     words: Any = np.ndarray((len(buffer) - 3,), dtype=">u4", buffer=buffer, strides=(1,))
     if bool((begin + 2 > ends).any()):
-        raise _malformed(layout, "a tuple ends before its number of columns")
+        raise malformed(layout, "a tuple ends before its number of columns")
     if bool(((buffer[begin].astype(np.int64) << 8 | buffer[begin + 1]) != width).any()):
-        raise _malformed(layout, f"a tuple does not have {width} columns")
+        raise malformed(layout, f"a tuple does not have {width} columns")
     kinds = np.empty((width, count), dtype=np.uint8)
     places = np.empty((width, count), dtype=np.int64)
     lengths = np.zeros((width, count), dtype=np.int64)
@@ -235,7 +236,7 @@ def _walk(layout: Layout, buffer: Bytes, begin: Ints, ends: Ints, *, new: bool) 
             at = at + 1 + length + 4 * has_value
             lengths[column] = length
         if bool((at > ends).any()):  # until here only the padding was read, if anything beyond the end
-            raise _malformed(layout, f"a change ends inside column {column + 1} of {width}")
+            raise malformed(layout, f"a change ends inside column {column + 1} of {width}")
     return _Cells(kinds, places, lengths, begin, at)
 
 
@@ -243,13 +244,17 @@ def _check_kinds(layout: Layout, column: int, kinds: Bytes, *, new: bool) -> Non
     fine = (kinds == _NULL) | ((kinds == _UNCHANGED) & new)
     if fine.all():
         return
-    kind = int(kinds[~fine][0])
+    raise bad_kind(layout, column, int(kinds[~fine][0]))
+
+
+def bad_kind(layout: Layout, column: int, kind: int) -> StreamMalformed:
+    """The error for a column (by its number among those sent) whose kind byte is not one that can be."""
     place = layout.places[column]
     name = layout.relation.columns[place].name if place >= 0 else f"number {column + 1}"
     if kind in b"tb":
         sent, due = ("text", "binary") if kind == ord("t") else ("binary", "text")
-        raise _malformed(layout, f"column {name} came as {sent} in a stream of {due} values")
-    raise _malformed(layout, f"column {name} is of unknown kind {kind}")
+        return malformed(layout, f"column {name} came as {sent} in a stream of {due} values")
+    return malformed(layout, f"column {name} is of unknown kind {kind}")
 
 
 def _compact(layout: Layout, buffer: Bytes, cells: _Cells, keys_only: Mask | None) -> Frame:

@@ -19,7 +19,7 @@ from tests.support.wait import until
 from towline.demo.process import children, is_alive
 from towline.demo.programs import Account, ProgramsMissing, debian_bindir, embedded_bindir, unprivileged
 from towline.demo.scratch import Scratch, sweep
-from towline.demo.server import Server
+from towline.demo.server import Server, free_port
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,7 @@ def test_a_taken_port_is_passed_over(scratch: Path, monkeypatch: pytest.MonkeyPa
         rival.listen()
         taken = rival.getsockname()[1]
         ports = iter([taken])
-        free_port = sys.modules[Server.__module__].__dict__["_free_port"]
-        monkeypatch.setattr("towline.demo.server._free_port", lambda: next(ports, None) or free_port())
+        monkeypatch.setattr("towline.demo.server.free_port", lambda: next(ports, None) or free_port())
         with Server(scratch / "second-choice", embedded_bindir(), durable=False) as server:
             assert server.port != taken
             assert one(server.dsn(), "SELECT 1") == 1
@@ -126,7 +125,7 @@ import os, signal, sys
 from pathlib import Path
 from towline.demo.programs import embedded_bindir
 from towline.demo.scratch import Scratch
-from towline.demo.server import Server
+from towline.demo.server import Server, free_port
 scratch = Scratch()
 server = Server(scratch.path / "orphan", embedded_bindir(), durable=False)
 server.start()

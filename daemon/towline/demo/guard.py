@@ -6,7 +6,7 @@ Started as a process of its own by `towline.demo.server`, by file name and witho
 
 Its standard input is a pipe whose other end only the parent has. The parent's death, by whatever signal, is the end
 of that file on every system; the guard then ends the program and, if REMOVE is not empty, removes that
-directory. The parent's *threads* play no part, as they would with Linux's parent-death signal. That signal is used one
+directory. SIGTERM is passed on. The parent's *threads* play no part, as they would with Linux's parent-death signal. That signal is used one
 step down, between guard and program, in case the guard is killed: the guard has one thread only.
 """
 
@@ -47,6 +47,7 @@ def guard(uid: int, gid: int, remove: str, command: list[str]) -> int:
         extra_groups=None if gid < 0 else [],
         preexec_fn=die_with_parent if sys.platform == "linux" else None,
     )
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     while child.poll() is None:
         ready, _, _ = select.select([0, waker], [], [])
         if waker in ready:

@@ -149,7 +149,7 @@ class Server:
         deadline = time.monotonic() + timeout
         chosen = self.port
         while True:
-            self.port = chosen or _free_port()
+            self.port = chosen or free_port()
             self._write_settings()
             offset = self.log.stat().st_size if self.log.exists() else 0
             self._launch()
@@ -315,8 +315,8 @@ def _signal(pid: int, number: signal.Signals) -> None:
         return
 
 
-def _free_port() -> int:
-    """A port of PORTS on which nothing listens now."""
+def free_port() -> int:
+    """A port of PORTS on which nothing listens now. Raises ServerFailed."""
     for port in random.sample(PORTS, 200):
         with socket.socket() as probe:
             try:

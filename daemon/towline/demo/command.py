@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from towline.demo import guard
 
 
 class Towline:
-    """Runs verbs with the pipeline file ``file`` and the variables that it refers to."""
+    """Runs verbs with the pipeline file ``file``; the daemon's log goes to the file ``log``."""
 
-    def __init__(self, file: Path, variables: Mapping[str, str], log: Path) -> None:
+    def __init__(self, file: Path, log: Path) -> None:
         self._file = file
-        self._variables = variables
         self._log = log
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -24,7 +22,6 @@ class Towline:
         """Run a verb to its end; its output, stderr included, is the result's ``stdout``."""
         return subprocess.run(
             self._command(name),
-            env=self._environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -38,7 +35,6 @@ class Towline:
         with open(self._log, "ab") as log:
             self._daemon = subprocess.Popen(
                 [sys.executable, "-I", "-S", guard.__file__, "-1", "-1", "", *self._command("run")],
-                env=self._environment(),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -56,10 +52,8 @@ class Towline:
         if daemon is None:
             return 0
         daemon.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):  # closing the guard's input ends it, whatever it does
             daemon.wait(timeout)
-        except subprocess.TimeoutExpired:
-            pass  # closing the guard's input ends it, whatever it does
         if daemon.stdin is not None:
             daemon.stdin.close()
         return daemon.wait()
@@ -70,6 +64,3 @@ class Towline:
 
     def _command(self, verb: str) -> list[str]:
         return [sys.executable, "-m", "towline", verb, str(self._file)]
-
-    def _environment(self) -> dict[str, str]:
-        return {**os.environ, **self._variables}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import signal
 import sys
@@ -11,7 +10,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from importlib import resources
 from pathlib import Path
 from types import FrameType
 
@@ -66,22 +64,18 @@ class Demonstration:
         """Returns the exit code: that of ``towline verify``."""
         with ExitStack() as stack:
             source, hub = self._servers(stack)
-            erp, wms_hub = self._databases(source, hub)
-            file = self._directory / "demo.yaml"
-            file.write_bytes((resources.files("towline.demo") / "pipeline.yaml").read_bytes())
-            variables = {"ERP_DSN": erp, "HUB_DSN": wms_hub, "WEB_PORT": str(free_port())}
-            towline = Towline(file, variables, self._directory / "towline.log")
+            erp = self._databases(source, hub)
+            file = write_pipeline(self._directory, erp, hub.dsn("hub"), port := free_port())
+            towline = Towline(file, self._directory / "towline.log")
             self._say("Applying the pipeline (towline apply)")
             self._require(towline, "apply")
-            os.environ.update(variables)  # for the file to be read in this process too
-            loaded = config.load(file)
             stack.callback(towline.stop)
             towline.start()
             pacer = Pacer(Workload(erp), erp, rate=RATE)
             stack.callback(pacer.stop)
             pacer.start()
-            self._say(f"Running; metrics are at http://127.0.0.1:{variables['WEB_PORT']}/metrics")
-            with Reader(loaded) as reader, display(self._console) as shown:
+            self._say(f"Running; metrics are at http://127.0.0.1:{port}/metrics")
+            with Reader(config.load(file)) as reader, display(self._console) as shown:
                 self._watch(reader, shown, towline, pacer, seconds)
                 pacer.stop()
                 waited = self._catch_up(reader, shown, towline, pacer)
@@ -102,8 +96,8 @@ class Demonstration:
             list(pool.map(Server.start, servers))
         return servers[0], servers[1]
 
-    def _databases(self, source: Server, hub: Server) -> tuple[str, str]:
-        """Make and fill the databases; returns their DSNs."""
+    def _databases(self, source: Server, hub: Server) -> str:
+        """Make and fill the databases; returns the source's DSN."""
         self._say("Filling the source: a small ERP and a warehouse system")
         for server, name in ((source, "erp"), (hub, "hub")):
             with psycopg.connect(server.dsn(), autocommit=True) as connection:
@@ -111,7 +105,7 @@ class Demonstration:
         fill_source(source.dsn("erp"))
         with psycopg.connect(hub.dsn("hub")) as connection:
             connection.execute(script("hub.sql"))
-        return source.dsn("erp"), hub.dsn("hub")
+        return source.dsn("erp")
 
     def _watch(self, reader: Reader, shown: Display, towline: Towline, pacer: Pacer, seconds: int | None) -> None:
         """Show the status until time is up or a signal came."""
@@ -171,6 +165,17 @@ class Demonstration:
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_pipeline(directory: Path, source: str, hub: str, port: int) -> Path:
+    """Write the demo's pipeline file, with the DSNs and the port of its web server in files beside it."""
+    for name, content in (("erp.dsn", source), ("hub.dsn", hub), ("web.port", str(port))):
+        secret = directory / name
+        secret.touch(mode=0o600)
+        secret.write_text(content)
+    file = directory / "demo.yaml"
+    file.write_bytes(script("pipeline.yaml"))
+    return file
 
 
 def fill_source(dsn: str) -> None:

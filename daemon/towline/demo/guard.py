@@ -5,9 +5,9 @@ Started as a process of its own by `towline.demo.server`, by file name and witho
     python -I -S guard.py UID GID REMOVE PROGRAM ARGUMENTS…
 
 Its standard input is a pipe whose other end only the parent has. The parent's death, by whatever signal, is the end
-of that file on every system; the guard then ends the program and, if REMOVE is not empty, removes that
-directory. SIGTERM is passed on. The parent's *threads* play no part, as they would with Linux's parent-death signal. That signal is used one
-step down, between guard and program, in case the guard is killed: the guard has one thread only.
+of that file on every system; the guard then ends the program and, if REMOVE is not empty, removes that directory.
+SIGTERM is passed on. The parent's *threads* play no part, as they would with Linux's parent-death signal. That signal
+is used one step down, between guard and program, in case the guard is killed: the guard has one thread only.
 """
 
 from __future__ import annotations

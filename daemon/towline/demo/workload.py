@@ -1,7 +1,7 @@
 """What people and scanners do to the demo's source all day: small transactions, at a bounded rate.
 
-Which transaction comes next, and which rows it picks, follows from a seed: the same seed over the same rows makes the same
-changes (but for clocks and generated uuids). Some are rolled back, some are held together by a savepoint.
+Which transaction comes next, and which rows it picks, follows from a seed: the same seed over the same rows makes the
+same changes (but for clocks and generated uuids). Some are rolled back, some are several statements with savepoints.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Kind:
 
 
 def script(name: str) -> bytes:
-    """The text of one of the demo's .sql files."""
+    """The text of one of the files beside this module."""
     return (resources.files("towline.demo") / name).read_bytes()
 
 

@@ -1,0 +1,95 @@
+-- Queries on the source's present state. Run with pg_catalog alone on the search_path; for PostgreSQL 13 to 18.
+
+-- name: identity
+-- A standby knows its timeline from its last restart point and from how far it must recover.
+SELECT
+  (SELECT system_identifier::text FROM pg_control_system()),
+  CASE WHEN pg_is_in_recovery()
+       THEN (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline)
+             FROM pg_control_checkpoint() AS c, pg_control_recovery() AS r)
+       ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
+  current_database()::text
+;
+
+-- name: slot
+SELECT
+  coalesce(pg_wal_lsn_diff(s.confirmed_flush_lsn, '0/0'), 0)::bigint,
+  coalesce(pg_wal_lsn_diff(s.restart_lsn, '0/0'), 0)::bigint,
+  coalesce(s.active_pid, 0),
+  greatest(0, coalesce(pg_wal_lsn_diff(
+    CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, s.restart_lsn), 0)
+  )::bigint,
+  coalesce(s.wal_status, ''),
+  coalesce(s.plugin::text, ''),
+  coalesce(s.database::text, '')
+FROM pg_replication_slots s
+WHERE s.slot_name = %(slot)s
+;
+
+-- name: look
+-- The snapshot is taken before the position is read: all that it sees was logged before that.
+SELECT
+  pg_current_snapshot()::text,
+  pg_is_in_recovery(),
+  coalesce(pg_wal_lsn_diff(
+    CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END, '0/0'), 0
+  )::bigint,
+  clock_timestamp()
+;
+
+-- name: root
+SELECT rn.nspname::text, rc.relname::text
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_class rc ON rc.oid = pg_partition_root(c.oid) AND rc.oid <> c.oid
+JOIN pg_namespace rn ON rn.oid = rc.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+;
+
+-- name: key_order
+-- For each column of a table's identity, in order: how the index over it compares values. %(columns)s: text[].
+-- The operators are less, less or equal, equal, greater or equal, greater.
+WITH chosen AS (
+  SELECT c.relkind::text, i.*
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_index i ON i.indrelid = c.oid
+  JOIN pg_class ic ON ic.oid = i.indexrelid
+  JOIN pg_am am ON am.oid = ic.relam AND am.amname = 'btree'
+  WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+    AND i.indisunique AND i.indisvalid AND i.indisready AND i.indpred IS NULL AND i.indexprs IS NULL
+    AND ARRAY(
+      SELECT a.attname::text
+      FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
+      JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+      WHERE k.place <= i.indnkeyatts ORDER BY k.place
+    ) = %(columns)s::text[]
+  ORDER BY i.indisreplident DESC, i.indisprimary DESC, i.indexrelid
+  LIMIT 1
+)
+SELECT
+  chosen.relkind,
+  ARRAY(
+    SELECT opn.nspname::text
+    FROM pg_amop ao JOIN pg_operator op ON op.oid = ao.amopopr JOIN pg_namespace opn ON opn.oid = op.oprnamespace
+    WHERE ao.amopfamily = oc.opcfamily AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype
+      AND ao.amoppurpose = 's' ORDER BY ao.amopstrategy
+  ),
+  ARRAY(
+    SELECT op.oprname::text
+    FROM pg_amop ao JOIN pg_operator op ON op.oid = ao.amopopr
+    WHERE ao.amopfamily = oc.opcfamily AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype
+      AND ao.amoppurpose = 's' ORDER BY ao.amopstrategy
+  ),
+  CASE WHEN k.collation <> a.attcollation THEN cn.nspname::text END,
+  CASE WHEN k.collation <> a.attcollation THEN co.collname::text END
+FROM chosen
+CROSS JOIN LATERAL unnest(chosen.indkey::int2[], chosen.indclass::oid[], chosen.indcollation::oid[])
+  WITH ORDINALITY AS k(attnum, opclass, collation, place)
+JOIN pg_attribute a ON a.attrelid = chosen.indrelid AND a.attnum = k.attnum
+JOIN pg_opclass oc ON oc.oid = k.opclass
+LEFT JOIN pg_collation co ON co.oid = k.collation
+LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
+WHERE k.place <= chosen.indnkeyatts
+ORDER BY k.place
+;

@@ -16,7 +16,6 @@ from towline import __version__
 from towline.cli import VERBS, cli
 from towline.cli.outcome import Commands
 from towline.errors import Action, TowlineError, all_errors
-from towline_transforms.problems import Problem, ProblemKind, RouteError
 
 SENTINEL = "s3ntinel-hunter2"
 #: A port on which nothing listens: reserved for tcpmux since 1988.
@@ -112,18 +111,6 @@ def test_coded_errors(runner: CliRunner, error: type[TowlineError]) -> None:
     result = runner.invoke(group(error("detail", hint="try this")), ["fail"])
     assert result.exit_code == int(error.action)
     assert (result.stdout, result.stderr) == ("", f"{error.code}: detail\nwhat to do: try this\n")
-
-
-def test_route_problems(runner: CliRunner) -> None:
-    """All problems of routes are printed, as TL-200."""
-    problems = [Problem(ProblemKind.KEY, "a", "x", "No.", "Do."), Problem(ProblemKind.TYPE, "b", "", "Nor.", "Be.")]
-    result = runner.invoke(group(RouteError(problems)), ["fail"])
-    assert result.exit_code == 2
-    assert result.stderr.splitlines()[:3] == [
-        "TL-200: 2 problems",
-        "  TL-209: route a, column x: No. Do.",
-        "  TL-214: route b: Nor. Be.",
-    ]
 
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]], ids=["plain", "debug"])

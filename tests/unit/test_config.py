@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import ValidationError
 
 from towline import config
@@ -112,7 +117,6 @@ routes:
         )
     )
     assert (loaded.pipeline, loaded.web.port, loaded.checkpoint_seconds) == ("pipe", 9999, 2.5)
-    from psycopg.conninfo import conninfo_to_dict
 
     password = f"{SENTINEL}@/'\\ %"
     assert conninfo_to_dict(loaded.source.dsn.get_secret_value()) == {
@@ -373,7 +377,6 @@ routes:
 @pytest.mark.parametrize("text", SECRET_FILES.values(), ids=SECRET_FILES.keys())
 def test_no_secret_is_told(write: Write, text: str) -> None:
     """However wrong the file is, a password in any place of it is not in the message, nor in a traceback."""
-    import traceback
 
     with pytest.raises((ConfigurationInvalid, SecretMissing)) as caught:
         config.load(write(text))
@@ -422,3 +425,28 @@ def test_one_reader_of_the_environment() -> None:
         if re.search(r"\bos\.(environ|getenv)\b", path.read_text()) and "demo" not in path.parts
     ]
     assert readers == ["daemon/towline/config.py"]
+
+
+@given(st.integers(0, len(MINIMAL)), st.integers(0, 12), st.text(alphabet=st.characters(codec="utf-8"), max_size=12))
+@settings(max_examples=150, deadline=None)
+def test_damaged_files_are_refused_cleanly(place: int, removed: int, inserted: str) -> None:
+    """Whatever is done to a file, it is accepted or refused with a coded error: nothing else is ever raised."""
+    text = MINIMAL[:place] + inserted + MINIMAL[place + removed :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "p.yaml"
+        path.write_text(text, "utf-8")
+        try:
+            config.load(path)
+        except (ConfigurationInvalid, SecretMissing) as error:
+            assert all(re.match(r".*p\.yaml(:\d+)?: ", line) for line in error.detail.split("\n"))
+
+
+@given(st.text(alphabet="[]{}&*!|>'\"%@`#-?:,. \n\tab01~<=$", max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_noise_is_refused_cleanly(text: str) -> None:
+    """No arrangement of YAML's own characters gets past the reader's errors."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "p.yaml"
+        path.write_text(text, "utf-8")
+        with pytest.raises((ConfigurationInvalid, SecretMissing)):
+            config.load(path)

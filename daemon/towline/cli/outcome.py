@@ -10,9 +10,8 @@ from typing import Any
 import click
 
 from towline import config
-from towline.errors import Action, RoutesRefused, TowlineError
+from towline.errors import Action, TowlineError
 from towline.redaction import redact
-from towline_transforms.problems import RouteError
 
 
 class Commands(click.Group):
@@ -46,19 +45,10 @@ class Commands(click.Group):
             raise  # click's own: usage, --help, Ctrl-C; and a reader of stdout that went away
         except TowlineError as error:
             failed: Exception = error
-        except RouteError as error:
-            failed = refused(error)
         except Exception as error:  # the outermost place: of an error that nobody expected only its kind is told
             failed = error
         report(failed, debug=bool(ctx.params.get("debug")) or config.debug())
         ctx.exit(int(failed.action) if isinstance(failed, TowlineError) else int(Action.STOP))
-
-
-def refused(error: RouteError) -> RoutesRefused:
-    """All problems of all routes as one coded error."""
-    count = len(error.problems)
-    text = "\n".join(f"  {problem}" for problem in error.problems)
-    return RoutesRefused(f"{count} {'problem' if count == 1 else 'problems'}\n{text}")
 
 
 def report(error: Exception, *, debug: bool = False) -> None:

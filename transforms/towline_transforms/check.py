@@ -127,11 +127,12 @@ def _check(spec: RouteSpec, source: Catalog, target: Catalog, report: Report) ->
     table = source.get(spec.source)
     if table is None:
         near = suggest(str(spec.source), map(str, source.tables))
+        if _EVERY in spec.source.name:
+            near = f"A pattern is {spec.source.schema}.*, all tables of the schema. {near}".rstrip()
         report.add(
             ProblemKind.SOURCE_TABLE,
             f"The source has no table {spec.source}.",
-            near
-            or "Correct the name (it is case-sensitive, without quotes); `schema.*` stands for all tables of a schema.",
+            near or "Correct the name: it is case-sensitive, and has no quotes.",
         )
         return None
     named = check_identity(table, report)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from sqlglot import exp
 from sqlglot.tokenizer_core import Token, TokenType
 
+from towline_transforms.functions import CLOCK, WHO
 from towline_transforms.identifier import suggest
 from towline_transforms.join_clause import Join
 from towline_transforms.parse import Statement
@@ -116,6 +117,8 @@ class Scope:
             return found
         elif self.unknown:
             return Dependencies()  # it may be a column of a table that was not found, which is reported
+        elif name in CLOCK | WHO:
+            pass  # reported as a function
         elif name == self.alias or name in self.joined:
             report.add(
                 ProblemKind.UNKNOWN_COLUMN,
@@ -149,9 +152,7 @@ class Scope:
         else:
             detail = f"There is no column {written} in {self.source.name}"
             detail += f" or {', '.join(str(table.name) for table in self.joined.values())}." if self.joined else "."
-            remedy = (
-                suggest(name, known) or "`explain` lists the columns; other tables are joined with their schema's name."
-            )
+            remedy = suggest(name, known) or f"The columns are {', '.join(known)}."
         report.add(ProblemKind.UNKNOWN_COLUMN, detail, remedy, label)
 
 
@@ -225,7 +226,9 @@ def unread_columns(tokens: Sequence[Token], node: exp.Expr, scope: Scope) -> lis
     which that happened would not be checked fully, so that it is refused.
     """
     read = {name_of(column.this) for column in columns_of(node) if isinstance(column.this, exp.Identifier)}
-    lost = []
+    lost: list[str] = []
+    if node.find(exp.Query) is not None:
+        return lost  # refused, and not read
     for place, token in enumerate(tokens):
         name = word(token)
         before = tokens[place - 1] if place else None

@@ -35,7 +35,6 @@ _REFUSED = {
     "offset": (ProblemKind.AGGREGATE, "OFFSET counts rows, and a route sees one at a time.", _VIEW),
     "order": (ProblemKind.AGGREGATE, "ORDER BY has no meaning for one row.", "Leave it out."),
     "windows": (ProblemKind.WINDOW, "A WINDOW clause is about many rows.", _VIEW),
-    "with_": (ProblemKind.SYNTAX, "WITH is not supported in a route.", _PLAIN),
     "into": (
         ProblemKind.SYNTAX,
         "SELECT INTO creates a table.",
@@ -84,9 +83,10 @@ def parse(text: str, source: Table, report: Report) -> Statement | None:
     if prepared is None:
         return None
     text, select = prepared
-    _refuse_parts(select, report)
     if select.args.get("with_"):
+        report.add(ProblemKind.SYNTAX, "WITH is not supported in a route.", _PLAIN)
         return None
+    _refuse_parts(select, report)
     reference = _source_reference(select, source.name, report)
     if reference is None:
         return None
@@ -98,6 +98,8 @@ def parse(text: str, source: Table, report: Report) -> Statement | None:
         return None
     joins = read_joins(select, source.name, alias, report)
     expanded = expand_stars(text, tokens, span, source, alias, bool(select.args.get("joins")), report)
+    if expanded is None:
+        return None
     if expanded != text:
         return parse(expanded, source, report)
     items = output_items(text, tokens, span, select, report)

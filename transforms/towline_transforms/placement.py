@@ -137,9 +137,11 @@ def _wider(source: str, target: str) -> bool:
             return True
         if source in ("text", "character varying"):
             return False
+    if source.startswith("interval "):
+        return target == "interval"
     match = _MODIFIER.match(source)
     if match is None:
-        return source.startswith("interval ") and target == "interval"
+        return False
     base, precision, scale, rest = match.groups()
     if base in ("character", "bit"):
         return False

@@ -66,8 +66,12 @@ def expand_stars(
     alias: str,
     joined: bool,
     report: Report,
-) -> str:
-    """Replace ``*`` and ``alias.*`` by the source's columns; generated ones, which do not travel, are left out."""
+) -> str | None:
+    """Replace ``*`` and ``alias.*`` by the source's columns; generated ones, which do not travel, are left out.
+
+    None: there is another star, which is reported.
+    """
+    known = True
     columns = ", ".join(f"{quote(alias)}.{quote(c.name)}" for c in source.columns if c.generated is None)
     for piece in reversed(_pieces(tokens, span)):
         if not piece or piece[-1].token_type != TokenType.STAR:
@@ -79,6 +83,7 @@ def expand_stars(
                 f"Write {alias}.* instead.",
                 "*",
             )
+            known = False
         elif len(piece) == 1 or (len(piece) == 3 and piece[1].token_type == TokenType.DOT and word(piece[0]) == alias):
             text = text[: piece[0].start] + columns + text[piece[-1].end + 1 :]
         else:
@@ -89,7 +94,8 @@ def expand_stars(
                 "Name the columns.",
                 written,
             )
-    return text
+            known = False
+    return text if known else None
 
 
 def output_items(
@@ -115,8 +121,6 @@ def output_items(
             report.add(ProblemKind.SYNTAX, "The SELECT's list of columns cannot be read.", "Correct it.", name)
             return None
         item = Item(name, text[piece[0].start : piece[-1].end + 1], node, piece)
-        if piece[-1].token_type == TokenType.STAR:
-            continue  # reported when the others were expanded
         if not name:
             report.add(
                 ProblemKind.SYNTAX,

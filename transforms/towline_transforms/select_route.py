@@ -199,7 +199,7 @@ def _check_columns(spec: RouteSpec, columns: Sequence[_Column], target: Table, r
                 name,
             )
         seen.add(name)
-    for name in unfilled(target, marked(spec, seen)):
+    for name in unfilled(target, marked(spec, seen).union(spec.key or target.primary_key)):  # keys: see below
         report.add(
             ProblemKind.NOT_NULL,
             f"It is NOT NULL without a default in {target.name}, and the SELECT does not fill it.",
@@ -212,7 +212,7 @@ def _check_columns(spec: RouteSpec, columns: Sequence[_Column], target: Table, r
 def _check_key_expressions(key: Sequence[str], columns: Sequence[_Column], source: Table, report: Report) -> None:
     """The key of a row's target follows from the row's identity, and from all of it."""
     identity = set(source.identity)
-    if not key or not identity:
+    if not key or not identity or any(problem.kind is ProblemKind.IDENTITY for problem in report.problems):
         return
     by_name = {column.item.name: column for column in columns}
     broken = {problem.column for problem in report.problems}

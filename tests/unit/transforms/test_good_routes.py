@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import sqlglot
@@ -28,7 +29,7 @@ class Good:
     pseudo: str = ""
     columns: str = "number"  # that travel
     filters: str | None = None
-    spec: dict[str, str] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)
 
 
 def items(id_: str, expression: str, sources: str = "", *, pseudo: str = "") -> Good:
@@ -94,22 +95,25 @@ GOOD = [
     Good("semicolon-and-comment", f"SELECT number AS order_no {FROM}; -- done", "number"),
     Good("last-comment", f"SELECT number AS order_no {FROM} -- done", "number"),
     Good("select-all", f"SELECT ALL number AS order_no {FROM}", "number"),
-    Good("where", f"SELECT number AS order_no {FROM} WHERE s.state <> 'draft' AND year > 1", "number", filters="state year",
-         columns="number state year"),
+    Good("where", f"SELECT number AS order_no {FROM} WHERE s.state <> 'draft' AND year > 1", "number",
+         filters="state year", columns="number state year"),
     Good("where-source", f"SELECT number AS order_no {FROM} WHERE _source <> 'x'", "number", filters=""),
     Good(
         "left-join",
-        f"SELECT number AS order_no, upper(c.code) AS customer_code {FROM} LEFT JOIN hub.crosswalk c ON c.src_key = s.party::text",
+        f"SELECT number AS order_no, upper(c.code) AS customer_code {FROM} "
+        "LEFT JOIN hub.crosswalk c ON c.src_key = s.party::text",
         "party", "hub.crosswalk.code", columns="number party",
     ),
     Good(
         "left-outer-join-reversed",
-        f"SELECT number AS order_no, code AS customer_code {FROM} LEFT OUTER JOIN hub.crosswalk ON (s.party::text = src_key)",
+        f"SELECT number AS order_no, code AS customer_code {FROM} "
+        "LEFT OUTER JOIN hub.crosswalk ON (s.party::text = src_key)",
         "party", "hub.crosswalk.code", columns="number party",
     ),
     Good(
         "inner-join",
-        f"SELECT number AS order_no, c.code AS customer_code {FROM} JOIN hub.crosswalk c ON c.src_key = s.party::text AND c.active",
+        f"SELECT number AS order_no, c.code AS customer_code {FROM} "
+        "JOIN hub.crosswalk c ON c.src_key = s.party::text AND c.active",
         "party", "hub.crosswalk.code", columns="number party", filters="party",
     ),
     Good(
@@ -120,7 +124,8 @@ GOOD = [
     ),
     Good(
         "join-by-row",
-        f"SELECT number AS order_no, r.rate AS total {FROM} LEFT JOIN hub.rate r ON (r.currency, r.day) = (s.state, s.due)",
+        f"SELECT number AS order_no, r.rate AS total {FROM} "
+        "LEFT JOIN hub.rate r ON (r.currency, r.day) = (s.state, s.due)",
         "state due", "hub.rate.rate", columns="number state due",
     ),
     Good(
@@ -148,8 +153,8 @@ GOOD = [
         f"SELECT number AS order_no {FROM} LEFT JOIN hub.customer c ON c.code = s.state WHERE c.name IS NOT NULL",
         "number", columns="number state", filters="state",
     ),
-    Good("composite-key", "SELECT 'SO' || sale AS order_no, line_no, qty FROM sale_line", "qty", columns="sale line_no qty",
-         spec={"source": "public.sale_line", "into": "hub.order_line"}),
+    Good("composite-key", "SELECT 'SO' || sale AS order_no, line_no, qty FROM sale_line", "qty",
+         columns="sale line_no qty", spec={"source": "public.sale_line", "into": "hub.order_line"}),
     Good("literal-in-key", "SELECT 'SO' || sale || '/' || line_no AS order_no, 1 AS line_no FROM sale_line",
          columns="sale line_no", spec={"source": "public.sale_line", "into": "hub.order_line"}),
     Good("identity-always", "SELECT id, number AS order_no FROM sale_sale", "number", columns="id number",
@@ -226,9 +231,9 @@ def test_comment_at_the_end_does_not_swallow_what_follows() -> None:
 def test_star(star: str) -> None:
     """A star is replaced by the source's columns but for generated ones, and only the star."""
     found = checked(route(f"SELECT {star} FROM sale_sale s WHERE s.year > 1", into="hub.copy"))
-    names = "id number party state total_amount due tags data created year".split()
+    names = ["id", "number", "party", "state", "total_amount", "due", "tags", "data", "created", "year"]
     assert found.columns == tuple(names)
-    assert [(each.column, each.sources) for each in found.assignments] == [(name, {name}) for name in names]
+    assert [(each.column, each.sources) for each in found.assignments] == [(name, frozenset({name})) for name in names]
     listed = ", ".join(f'"s"."{name}"' for name in names)
     assert found.select == (f"SELECT {listed} FROM ", " s WHERE s.year > 1")
 

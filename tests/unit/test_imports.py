@@ -26,8 +26,8 @@ OUTSIDE = (
 class Rule:
     """``who`` (modules, or packages with all in them) may not import ``whom``.
 
-    ``unless``: names (module.name) that they may. ``but``: those among ``who`` that may. ``deep``: nor may what they import
-    of the project.
+    ``unless``: names (module.name) that they may. ``but``: those among ``who`` that may. ``deep``: nor
+    may what they import of the project.
     """
 
     why: str

@@ -80,9 +80,12 @@ def test_suggest() -> None:
 
 
 @given(
-    table=NAMES, columns=st.lists(NAMES, min_size=2, max_size=4, unique=True), alias=st.none() | NAMES, data=st.data()
+    table=NAMES.filter(lambda name: name != "*"),
+    columns=st.lists(NAMES, min_size=2, max_size=4, unique=True),
+    alias=st.none() | NAMES,
+    data=st.data(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_the_stage_takes_the_place_of_the_source(
     table: str, columns: list[str], alias: str | None, data: st.DataObject
 ) -> None:

@@ -9,10 +9,10 @@ import click
 
 from towline import config
 from towline import plan as planning
+from towline import preview as previewing
 from towline import verify as verification
 from towline.cli.arguments import find, pipeline_file
 from towline.explain import explain as explain_route
-from towline.target.postgres import preview as previewing
 
 
 @click.command()

@@ -192,6 +192,7 @@ _SOURCE: Mapping[str, type[errors.TowlineError]] = {
     "3F": errors.SourceTableChanged,
     "40": errors.SourceUnavailable,  # among them: cancelled on a standby in favour of its recovery
     "42": errors.SourceTableChanged,
+    "42601": errors.TowlineError,  # the statements are ours
     "42501": errors.SourceRefused,
     "53": errors.SourceUnavailable,
     "53400": errors.SourceSettings,  # all replication slots or walsenders are in use
@@ -216,6 +217,7 @@ _TARGET: Mapping[str, type[errors.TowlineError]] = {
     "40002": errors.RowRefused,
     "40003": errors.TargetUnavailable,
     "42": errors.TargetTableChanged,
+    "42601": errors.TowlineError,
     "42501": errors.TargetRefused,
     "53": errors.TargetUnavailable,
     "55": errors.TargetConflict,  # lock_not_available, object_in_use, …

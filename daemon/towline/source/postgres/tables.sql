@@ -81,14 +81,14 @@ SELECT
     WHERE ao.amopfamily = oc.opcfamily AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype
       AND ao.amoppurpose = 's' ORDER BY ao.amopstrategy
   ),
-  CASE WHEN k.collation <> a.attcollation THEN cn.nspname::text END,
-  CASE WHEN k.collation <> a.attcollation THEN co.collname::text END
+  CASE WHEN k.coll <> a.attcollation THEN cn.nspname::text END,
+  CASE WHEN k.coll <> a.attcollation THEN co.collname::text END
 FROM chosen
 CROSS JOIN LATERAL unnest(chosen.indkey::int2[], chosen.indclass::oid[], chosen.indcollation::oid[])
-  WITH ORDINALITY AS k(attnum, opclass, collation, place)
+  WITH ORDINALITY AS k(attnum, opclass, coll, place)
 JOIN pg_attribute a ON a.attrelid = chosen.indrelid AND a.attnum = k.attnum
 JOIN pg_opclass oc ON oc.oid = k.opclass
-LEFT JOIN pg_collation co ON co.oid = k.collation
+LEFT JOIN pg_collation co ON co.oid = k.coll
 LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
 WHERE k.place <= chosen.indnkeyatts
 ORDER BY k.place

@@ -1,0 +1,184 @@
+"""From a configuration to checked routes, and to the steps that `apply` does: what every verb begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from towline.change import Relation
+from towline.config import PipelineConfig
+from towline.errors import RoutesRefused, SlotInUse, SlotMissing
+from towline.position import format_lsn
+from towline.postgres import catalog, session
+from towline.source import Finding, SlotState, Step
+from towline.source.postgres import setup as source_setup
+from towline.source.postgres.relations import relations_of
+from towline.source.postgres.tables import PostgresTables
+from towline.target import Checkpoint
+from towline.target.postgres import control
+from towline.target.postgres import setup as target_setup
+from towline.target.postgres.probe import probe
+from towline_transforms.check import check_routes, tables_needed
+from towline_transforms.problems import Problem, RouteError
+from towline_transforms.route import Route
+from towline_transforms.schema import Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Routes that hold against the catalogs of both ends as they are now, with a session at each end."""
+
+    config: PipelineConfig
+    routes: tuple[Route, ...]
+    relations: tuple[Relation, ...]
+    source_catalog: Catalog
+    target_catalog: Catalog
+    source: psycopg.Connection[Any]
+    target: psycopg.Connection[Any]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What `check` has to say beyond the routes: settings, privileges and plugin of the source, types of the target."""
+        config = self.config.source
+        found = source_setup.check(self.source, plugin=config.plugin, relations=self.relations, slot=config.slot)
+        return found + [
+            Finding(problem.kind.code, True, f"route {problem.route}: {problem.detail}", problem.remedy)
+            for problem in _target_plan(self).problems
+        ]
+
+
+@contextmanager
+def prepare(config: PipelineConfig) -> Iterator[Prepared]:
+    """Connect to both ends, describe the tables that the routes name, and check the routes.
+
+    Raises RoutesRefused with every problem of every route, and the errors of connecting and of reading catalogs.
+    """
+    name = f"towline {config.pipeline}"
+    with ExitStack() as stack:
+        source = session.connect(config.source.dsn.get_secret_value(), application_name=name, side="source")
+        stack.callback(source.close)
+        target = session.connect(
+            config.target.dsn.get_secret_value(), application_name=name, side="target", search_path=None
+        )
+        stack.callback(target.close)
+        specs = config.specs()
+        at_source, at_target = tables_needed(specs)
+        source_catalog = catalog.describe(source, at_source)
+        target_catalog = catalog.describe(target, at_target)
+        try:
+            routes = check_routes(specs, source_catalog, target_catalog)
+        except RouteError as error:
+            raise refused(error.problems) from error
+        relations = relations_of(
+            routes, source_catalog, plugin=config.source.plugin, server_version=source_catalog.server_version
+        )
+        problems = probe(target, routes, relations)
+        if problems:
+            raise refused(problems)
+        yield Prepared(config, routes, relations, source_catalog, target_catalog, source, target)
+
+
+def refused(problems: tuple[Problem, ...] | list[Problem]) -> RoutesRefused:
+    """One error for all problems, a line each."""
+    return RoutesRefused("\n".join([f"{len(problems)} problems with the routes", *map(str, problems)]))
+
+
+def steps(prepared: Prepared) -> list[Step]:
+    """What `apply` would do, in its order; empty when all is there. Raises SlotMissing and SlotInUse as `apply` does."""
+    found = _target_plan(prepared)
+    if found.problems:
+        raise refused(found.problems)
+    checkpoint, slot = _checkpoint(prepared), _slot(prepared)
+    _consistent(prepared.config, checkpoint, slot)
+    return [*found.steps, *_source_steps(prepared)]
+
+
+def apply(prepared: Prepared, report: Callable[[Step], None]) -> None:
+    """Create what is missing: control tables, types and tables, publication, slot, and last the checkpoint.
+
+    Each step is told to ``report`` before it is done. Safe to repeat, also after an end in the middle: the checkpoint
+    is written last, and without one a slot that exists is taken over from where it is (nothing was applied yet).
+    """
+    config = prepared.config
+    found = _target_plan(prepared)
+    if found.problems:
+        raise refused(found.problems)
+    checkpoint, slot = _checkpoint(prepared), _slot(prepared)
+    _consistent(config, checkpoint, slot)
+    for step in found.steps:
+        report(step)
+    target_setup.execute(prepared.target, found.steps)
+    for step in _source_steps(prepared):
+        report(step)
+        source_setup.execute(prepared.source, [step])
+    if checkpoint is not None:
+        return
+    with _tables(config) as tables:
+        target_setup.initialise(
+            prepared.target,
+            schema=config.target.schema_name,
+            pipeline=config.pipeline,
+            position=tables.slot().confirmed,
+            identity=tables.identity(),
+            slot=config.source.slot,
+            plugin=config.source.plugin,
+        )
+
+
+@contextmanager
+def _tables(config: PipelineConfig) -> Iterator[PostgresTables]:
+    tables = PostgresTables(config.source.dsn.get_secret_value(), slot=config.source.slot)
+    try:
+        yield tables
+    finally:
+        tables.close()
+
+
+def _target_plan(prepared: Prepared) -> target_setup.Plan:
+    return target_setup.plan(
+        prepared.target,
+        schema=prepared.config.target.schema_name,
+        pipeline=prepared.config.pipeline,
+        routes=prepared.routes,
+        definitions=target_setup.definitions_for(prepared.source, prepared.routes),
+    )
+
+
+def _source_steps(prepared: Prepared) -> list[Step]:
+    config = prepared.config.source
+    return source_setup.plan(
+        prepared.source,
+        relations=prepared.relations,
+        slot=config.slot,
+        publication=config.publication,
+        plugin=config.plugin,
+    )
+
+
+def _checkpoint(prepared: Prepared) -> Checkpoint | None:
+    schema = prepared.config.target.schema_name
+    if "checkpoint" not in control.present(prepared.target, schema):
+        return None
+    return control.read_checkpoint(prepared.target, schema, prepared.config.pipeline)
+
+
+def _slot(prepared: Prepared) -> SlotState:
+    with _tables(prepared.config) as tables:
+        return tables.slot()
+
+
+def _consistent(config: PipelineConfig, checkpoint: Checkpoint | None, slot: SlotState) -> None:
+    """A checkpoint without its slot is a gap, which no `apply` may paper over; a slot without one must be nobody's."""
+    if checkpoint is not None and not slot.exists:
+        raise SlotMissing(
+            f"replication slot {config.source.slot} does not exist; the checkpoint is at {format_lsn(checkpoint.position)}"
+        )
+    if checkpoint is None and slot.active_pid:
+        raise SlotInUse(
+            f"slot {config.source.slot} exists and process {slot.active_pid} streams from it, but this target has no checkpoint",
+            hint="Is it another pipeline of the same name? Then give this one another name, or another `source.slot`.",
+        )

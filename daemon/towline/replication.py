@@ -1,0 +1,197 @@
+"""One attempt to replicate: everything opened, checked and run, from the lock to the last acknowledgement.
+
+An attempt ends by being stopped, by having caught up, or with a coded error; then everything of it is closed. Nothing is carried over
+to the next attempt but what the target has made durable.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from towline.change import Chunk, Relation
+from towline.chunk_reader import BackgroundChunkReader
+from towline.config import PipelineConfig
+from towline.errors import NotSetUp, SlotAhead, SlotMissing, SlotUnusable, SourceReplaced
+from towline.frame import Frame
+from towline.logs import event
+from towline.metrics import Metrics
+from towline.monitor import Monitor
+from towline.pipeline import Pipeline
+from towline.plan import Prepared, prepare
+from towline.position import before_page_header, format_lsn
+from towline.snapshot import STREAMING, Snapshots
+from towline.source import Identity, SlotState
+from towline.source.postgres.stream import PostgresStream
+from towline.source.postgres.tables import PostgresTables
+from towline.target import Checkpoint
+from towline.target.postgres.writer import PostgresTarget
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Handle:
+    """What the supervisor may touch of an attempt under way, from other threads."""
+
+    pipeline: Pipeline | None = None
+    target: PostgresTarget | None = None
+
+    def abort(self) -> None:
+        """End a call to the target that does not return: the transaction in hand is abandoned."""
+        if self.target is not None:
+            self.target.close()
+
+
+def check_start(checkpoint: Checkpoint, now: Identity, slot: SlotState) -> None:
+    """Whether the source behind the address is the checkpoint's, and its slot still has all that follows it.
+
+    Raises SourceReplaced, SlotMissing, SlotUnusable or SlotAhead: going on would leave a silent gap.
+    """
+    was = checkpoint.identity
+    if (was.system_identifier, was.database) != (now.system_identifier, now.database):
+        raise SourceReplaced(
+            f"the checkpoint is of database {was.database} on system {was.system_identifier}, "
+            f"but the source is {now.database} on system {now.system_identifier}"
+        )
+    if was.timeline != now.timeline:
+        raise SourceReplaced(
+            f"the source is on timeline {now.timeline}, the checkpoint is of timeline {was.timeline}: "
+            "a standby was promoted, or the server was restored to an earlier time"
+        )
+    if not slot.exists:
+        raise SlotMissing(f"replication slot {checkpoint.slot} does not exist; the checkpoint is at {format_lsn(checkpoint.position)}")
+    if slot.plugin != checkpoint.plugin:
+        raise SlotUnusable(f"slot {checkpoint.slot} is of plugin {slot.plugin}, the checkpoint of {checkpoint.plugin}")
+    if slot.database != now.database:
+        raise SlotUnusable(f"slot {checkpoint.slot} belongs to database {slot.database}, the source is {now.database}")
+    if slot.wal_status == "lost":
+        raise SlotUnusable(f"slot {checkpoint.slot} was invalidated: the source has removed log that it needs")
+    if slot.confirmed > checkpoint.position:
+        raise SlotAhead(
+            f"slot {checkpoint.slot} was confirmed up to {format_lsn(slot.confirmed)}, "
+            f"the checkpoint is at {format_lsn(checkpoint.position)}"
+        )
+
+
+class Replication:
+    """One attempt, for one configuration."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        *,
+        metrics: Metrics,
+        stopping: Callable[[], bool],
+        role: Callable[[str], None],
+        announce: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._stopping = stopping
+        self._role = role
+        self._announce = announce
+        self.handle = Handle()
+
+    def run(self, *, until_caught_up: bool) -> None:
+        """Replicate until stopped (or caught up with where the source is now). Raises the coded errors."""
+        with ExitStack() as stack:
+            with prepare(self._config) as prepared:
+                pass  # connections were for the catalogs; what was read from them stays
+            target = self._target(stack, prepared)
+            if not self._wait_for_lock(target):
+                return
+            self._replicate(stack, prepared, target, until_caught_up)
+
+    def _target(self, stack: ExitStack, prepared: Prepared) -> PostgresTarget:
+        config = self._config
+        target = PostgresTarget(
+            config.target.dsn.get_secret_value(),
+            pipeline=config.pipeline,
+            schema=config.target.schema_name,
+            routes=prepared.routes,
+            relations=prepared.relations,
+        )
+        stack.callback(target.close)
+        self.handle.target = target
+        return target
+
+    def _wait_for_lock(self, target: PostgresTarget) -> bool:
+        """Be the standby until the lock is free. False: stopped meanwhile."""
+        if target.acquire(0.0):
+            return True
+        self._role("standby")
+        event(log, logging.INFO, "standby", pipeline=self._config.pipeline)
+        while not self._stopping():
+            if target.acquire(1.0):
+                return True
+        return False
+
+    def _tables(self) -> PostgresTables:
+        return PostgresTables(self._config.source.dsn.get_secret_value(), slot=self._config.source.slot)
+
+    def _replicate(self, stack: ExitStack, prepared: Prepared, target: PostgresTarget, until_caught_up: bool) -> None:
+        config = self._config
+        checkpoint = target.open()
+        tables = self._tables()
+        stack.callback(tables.close)
+        check_start(checkpoint, tables.identity(), tables.slot())
+        until = before_page_header(tables.position()) if until_caught_up else None
+        stream = PostgresStream(
+            config.source.dsn.get_secret_value(),
+            slot=config.source.slot,
+            publication=config.source.publication,
+            plugin=config.source.plugin,
+            relations=prepared.relations,
+            start=checkpoint.position,
+            max_rows=config.batch.max_rows,
+            max_bytes=config.batch.max_bytes,
+            resolve=tables.root_of,
+        )
+        stack.callback(stream.close)
+        states = target.states()
+        missing = [route.name for route in prepared.routes if route.name not in states]
+        if missing:
+            raise NotSetUp(f"{len(missing)} routes are new since the last `towline apply`: {', '.join(missing[:5])}")
+        snapshots = Snapshots(prepared.routes, states)
+        snapshots.listen(tables.visibility())
+        reader = BackgroundChunkReader(self._tables, snapshots)
+        stack.callback(reader.close)
+
+        def reread(relation: Relation, keys: Frame) -> Chunk:
+            return tables.fetch(relation, keys)
+
+        pipeline = Pipeline(
+            stream=stream,
+            target=target,
+            reader=reader,
+            reread=reread,
+            snapshots=snapshots,
+            relations=prepared.relations,
+            position=checkpoint.position,
+            chunk_rows=config.snapshot.chunk_rows,
+            checkpoint_seconds=config.checkpoint_seconds,
+            observer=self._metrics,
+            announce=self._announce,
+        )
+        for state in snapshots.states.values():
+            self._metrics.route_state(state)
+        monitor = Monitor(self._tables, lambda: pipeline.reached, self._metrics)
+        monitor.start()
+        stack.callback(monitor.close)
+        self.handle.pipeline = pipeline
+        if self._stopping():  # asked to stop while nobody could be told
+            return
+        self._role("active")
+        event(
+            log,
+            logging.INFO,
+            "replicating",
+            pipeline=config.pipeline,
+            lsn=format_lsn(checkpoint.position),
+            epoch=checkpoint.epoch,
+            routes_to_copy=sum(1 for state in snapshots.states.values() if state.state != STREAMING),
+        )
+        pipeline.run(until)

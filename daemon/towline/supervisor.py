@@ -1,0 +1,199 @@
+"""Runs one attempt after the other: signals, backoff, reload, and what health checks are told.
+
+SIGTERM and SIGINT finish or abandon the batch in hand and exit 0. SIGHUP reads the configuration again. An error that may
+pass is tried again after a growing, jittered delay; one that needs a person ends the process with its exit code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from towline.config import PipelineConfig, load
+from towline.errors import Action, ReloadRefused, TowlineError
+from towline.logs import event
+from towline.metrics import Metrics
+from towline.notify import notify
+from towline.plan import prepare
+from towline.replication import Replication
+from towline.web import Health, serve
+
+log = logging.getLogger(__name__)
+
+#: After a request to stop: when a batch in hand is abandoned, and when the process ends whatever hangs (seconds; 10 are promised).
+_GRACE, _LAST = 7.0, 2.0
+#: Without a sign of life from the loop for so long, /healthz says so (seconds).
+_LIVE = 120.0
+_BACKOFF_FIRST, _BACKOFF_MOST = 0.5, 30.0
+
+
+class Supervisor:
+    """The daemon's process: one pipeline file, from start to exit."""
+
+    def __init__(self, path: Path, config: PipelineConfig, announce: Callable[[str], None]) -> None:
+        self._path = path
+        self._config = config
+        self._announce = announce
+        self._stop = threading.Event()
+        self._reload = threading.Event()
+        self._wake = threading.Event()
+        self._metrics = Metrics(config.pipeline)
+        self._role = "starting"
+        self._detail = ""
+        self._attempt: Replication | None = None
+
+    # ---- what happens from outside ---------------------------------------------------------------------------
+
+    def request_stop(self, signum: int = 0, frame: FrameType | None = None) -> None:
+        """Stop as soon as it is safe; called as a signal handler."""
+        if not self._stop.is_set():
+            self._stop.set()
+            threading.Thread(target=self._abandon_late_batch, name="towline-stop", daemon=True).start()
+        self._interrupt()
+
+    def request_reload(self, signum: int = 0, frame: FrameType | None = None) -> None:
+        """Read the configuration again at the next safe place; called as a signal handler."""
+        self._reload.set()
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._wake.set()
+        attempt = self._attempt
+        if attempt is not None and attempt.handle.pipeline is not None:
+            attempt.handle.pipeline.stop()
+
+    def _abandon_late_batch(self) -> None:
+        time.sleep(_GRACE)
+        attempt = self._attempt
+        if attempt is not None:
+            event(log, logging.WARNING, "batch_abandoned", pipeline=self._config.pipeline)
+            attempt.handle.abort()
+        time.sleep(_LAST)
+        event(log, logging.WARNING, "exit_forced", pipeline=self._config.pipeline)
+        logging.shutdown()
+        os._exit(0)  # what is durable is at the target; nothing in this process needs to be saved
+
+    def health(self) -> Health:
+        """For /healthz and /readyz."""
+        attempt = self._attempt
+        pipeline = attempt.handle.pipeline if attempt is not None else None
+        live = pipeline is None or time.monotonic() - pipeline.beat < _LIVE
+        ready = self._role in ("active", "standby") and not self._stop.is_set()
+        return Health(live, ready, self._role if not self._detail else f"{self._role}: {self._detail}")
+
+    def _set_role(self, role: str, detail: str = "") -> None:
+        self._role, self._detail = role, detail
+        self._metrics.role(role)
+        if role in ("active", "standby"):
+            notify("READY=1\nSTATUS=" + role)
+
+    # ---- the life of the process -----------------------------------------------------------------------------
+
+    def run(self, *, until_caught_up: bool) -> int:
+        """Returns the exit code."""
+        handlers = {
+            signum: signal.signal(signum, handler)
+            for signum, handler in (
+                (signal.SIGTERM, self.request_stop),
+                (signal.SIGINT, self.request_stop),
+                (signal.SIGHUP, self.request_reload),
+            )
+        }
+        web = None
+        try:
+            if self._config.web.port:
+                web = serve(self._config.web.host, self._config.web.port, self._metrics, self.health)
+            return self._attempts(until_caught_up)
+        finally:
+            self._set_role("stopping")
+            notify("STOPPING=1")
+            if web is not None:
+                web.close()
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
+
+    def _attempts(self, until_caught_up: bool) -> int:
+        failures = 0
+        while not self._stop.is_set():
+            self._wake.clear()
+            if self._reload.is_set():
+                self._reload.clear()
+                self._read_configuration_again()
+            self._set_role("starting", self._detail)
+            attempt = Replication(
+                self._config,
+                metrics=self._metrics,
+                stopping=lambda: self._stop.is_set() or self._reload.is_set(),
+                role=self._set_role,
+                announce=self._announce,
+            )
+            self._attempt = attempt
+            started = time.monotonic()
+            try:
+                attempt.run(until_caught_up=until_caught_up)
+            except TowlineError as error:
+                if self._stop.is_set():
+                    break
+                self._metrics.error(error.code)
+                event(
+                    log,
+                    logging.WARNING if error.action is Action.RETRY else logging.ERROR,
+                    "attempt_failed",
+                    pipeline=self._config.pipeline,
+                    code=error.code,
+                    detail=error.detail,
+                    remedy=error.advice,
+                )
+                if error.action is not Action.RETRY:
+                    raise
+                if time.monotonic() - started > 2 * _BACKOFF_MOST:
+                    failures = 0
+                self._back_off(failures, error)
+                failures += 1
+            else:
+                failures = 0
+                if until_caught_up and not self._reload.is_set():
+                    break
+            finally:
+                self._attempt = None
+        return 0
+
+    def _back_off(self, failures: int, error: TowlineError) -> None:
+        """Wait, longer each time, with jitter so that many daemons do not return together."""
+        self._set_role("backoff", f"{error.code} {error.detail}")
+        most = min(_BACKOFF_MOST, _BACKOFF_FIRST * 2**failures)
+        self._wake.wait(random.uniform(most / 2, most))
+
+    def _read_configuration_again(self) -> None:
+        """Take the new configuration if it holds; else say so, and go on with the old one."""
+        notify("RELOADING=1")
+        try:
+            config = load(self._path)
+            if config.pipeline != self._config.pipeline:
+                raise ReloadRefused("the pipeline's name changed")
+            if (config.source, config.target) != (self._config.source, self._config.target):
+                raise ReloadRefused("source or target changed")
+            if config.web != self._config.web:
+                raise ReloadRefused("the web address changed")
+            with prepare(config):
+                pass
+        except TowlineError as error:
+            self._metrics.error(error.code)
+            self._detail = f"reload refused: {error.code}"
+            event(log, logging.ERROR, "reload_refused", code=error.code, detail=error.detail, remedy=error.advice)
+            return
+        self._config = config
+        self._detail = ""
+        event(log, logging.INFO, "reloaded", pipeline=config.pipeline)
+
+
+def run(path: Path, *, until_caught_up: bool = False, announce: Callable[[str], None] = lambda point: None) -> int:
+    """Run the pipeline file until stopped or caught up. Returns the exit code; raises coded errors that need a person."""
+    return Supervisor(path, load(path), announce).run(until_caught_up=until_caught_up)

@@ -1,0 +1,46 @@
+"""The real daemon as a process of its own, which kills itself at a named point of its loop.
+
+    python -m tests.fault.daemon PIPELINE.yaml [POINT COUNT]
+
+With a point, SIGKILL comes the COUNT-th time that the loop passes it: no handler runs, nothing is flushed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from towline.config import load
+from towline.errors import TowlineError
+from towline.logs import configure
+from towline.pipeline import POINTS
+from towline.supervisor import run
+
+
+def main(arguments: list[str]) -> int:
+    """Run the pipeline file; returns the exit code."""
+    path = Path(arguments[0])
+    point, left = (arguments[1], int(arguments[2])) if len(arguments) > 1 else ("", 0)
+    if point and point not in POINTS:
+        raise SystemExit(f"no such point: {point}")
+
+    def announce(passed: str) -> None:
+        nonlocal left
+        if passed == point:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    config = load(path)
+    configure(config.log)
+    try:
+        return run(path, announce=announce)
+    except TowlineError as error:
+        print(f"{error}\nwhat to do: {error.advice}", file=sys.stderr)
+        return int(error.action)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

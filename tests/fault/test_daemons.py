@@ -1,0 +1,172 @@
+"""Two daemons, stopped daemons, and servers that go away."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fault.harness import Daemon, Fault, fault, shop
+from tests.support.databases import NewDatabase
+from tests.support.wait import until
+from towline.demo.server import Server
+
+ROWS = 500
+
+
+@pytest.fixture
+def under(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> Iterator[Fault]:
+    source, hub = new_database(pg18), new_database(hub18)
+    with fault(tmp_path, source, hub, rows=ROWS) as made:
+        yield made
+
+
+def active(under: Fault, daemon: Daemon) -> None:
+    until(lambda: "event=replicating" in daemon.log(), 30, daemon.log)
+
+
+def finish(under: Fault, daemon: Daemon) -> None:
+    """Caught up, stopped, equal."""
+    under.await_position()
+    daemon.stop()
+    under.verify()
+    under.never_ahead()
+
+
+def test_a_second_daemon_waits_and_takes_over(under: Fault) -> None:
+    """The second is the standby while the first lives, and carries on when it is killed."""
+    first = under.daemon()
+    active(under, first)
+    second = under.daemon()
+    until(lambda: "event=standby" in second.log(), 30, second.log)
+    with shop(under, seed=1, rows=ROWS):
+        under.await_progress()
+        assert under.epoch() == 1
+        first.kill()
+        until(lambda: under.epoch() == 2, 30, second.log)
+        under.await_progress()
+    finish(under, second)
+
+
+def test_a_standby_can_be_stopped(under: Fault) -> None:
+    """SIGTERM ends a waiting daemon too."""
+    first = under.daemon()
+    active(under, first)
+    second = under.daemon()
+    until(lambda: "event=standby" in second.log(), 30, second.log)
+    second.stop()
+    finish(under, first)
+
+
+def test_a_stale_daemon_cannot_write(under: Fault) -> None:
+    """A frozen daemon whose sessions were ended is replaced; when it wakes up it becomes the standby, and changes nothing."""
+    first = under.daemon()
+    with shop(under, seed=2, rows=ROWS):
+        active(under, first)
+        under.await_progress()
+        first.signal(signal.SIGSTOP)
+        under.at_hub(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name LIKE 'towline%'"
+        )
+        under.at_source(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name LIKE 'towline%'"
+        )
+        second = under.daemon()
+        active(under, second)
+        under.await_progress()
+        first.signal(signal.SIGCONT)
+        until(lambda: "event=standby" in first.log(), 60, first.log)
+        assert under.epoch() == 2
+        under.await_progress()
+    first.stop()
+    finish(under, second)
+
+
+def test_a_stale_transaction_is_fenced(under: Fault) -> None:
+    """Frozen between applying and committing, with its session alive and its lock stolen: the commit is refused."""
+    first = under.daemon()
+    with shop(under, seed=3, rows=ROWS):
+        active(under, first)
+        under.await_progress()
+    under.await_position()
+    first.signal(signal.SIGSTOP)
+    under.at_hub("UPDATE towline.checkpoint SET epoch = epoch + 1")
+    under.at_source("INSERT INTO item SELECT 1000000, 'late', 1")
+    first.signal(signal.SIGCONT)
+    until(lambda: "code=TL-404" in first.log(), 30, first.log)
+    finish(under, first)
+
+
+def test_the_target_restarts(under: Fault, hub18: Server) -> None:
+    """Immediate shutdown of the hub in the middle of the load, twice."""
+    daemon = under.daemon()
+    with shop(under, seed=4, rows=ROWS):
+        active(under, daemon)
+        for _ in range(2):
+            under.await_progress()
+            hub18.kill()
+            until(lambda: "code=TL-401" in daemon.log(), 30, daemon.log)
+            hub18.start()
+            under.await_progress()
+    finish(under, daemon)
+
+
+def test_the_source_restarts(under: Fault, pg18: Server) -> None:
+    """The same with the source."""
+    daemon = under.daemon()
+    with shop(under, seed=5, rows=ROWS):
+        active(under, daemon)
+        for _ in range(2):
+            under.await_progress()
+            pg18.stop("immediate")
+            until(lambda: "code=TL-301" in daemon.log(), 30, daemon.log)
+            pg18.start()
+            under.await_progress()
+    finish(under, daemon)
+
+
+def test_reload_takes_a_new_table(under: Fault) -> None:
+    """SIGHUP after `apply`: a table that matches the pattern is copied and streamed, the daemon stays up."""
+    daemon = under.daemon()
+    with shop(under, seed=6, rows=ROWS):
+        active(under, daemon)
+        under.await_progress()
+        under.at_source("CREATE TABLE late (id int PRIMARY KEY, v text)")
+        under.at_source("INSERT INTO late SELECT n, 'v' || n FROM generate_series(1, 1000) n")
+        under.apply()
+        daemon.signal(signal.SIGHUP)
+        until(lambda: "event=reloaded" in daemon.log(), 30, daemon.log)
+        under.at_source("UPDATE late SET v = 'changed' WHERE id % 2 = 0")
+    under.await_position()
+    rows = "SELECT id, v FROM {}.late ORDER BY id"
+    assert under.at_hub(rows.format("replica")) == under.at_source(rows.format("public"))
+    finish(under, daemon)
+
+
+def test_a_wrong_reload_is_refused(under: Fault) -> None:
+    """SIGHUP with a broken file: the old configuration stays in force."""
+    daemon = under.daemon()
+    active(under, daemon)
+    good = under.path.read_text("utf-8")
+    under.path.write_text(good + "nonsense: true\n", "utf-8")
+    daemon.signal(signal.SIGHUP)
+    until(lambda: "event=reload_refused" in daemon.log(), 30, daemon.log)
+    under.path.write_text(good, "utf-8")
+    with shop(under, seed=8, rows=ROWS):
+        under.await_progress()
+    finish(under, daemon)
+
+
+def test_stopped_inside_a_large_transaction(under: Fault) -> None:
+    """SIGTERM while a transaction of many pieces is applied: it is abandoned, and repeated by the next daemon."""
+    daemon = under.daemon()
+    active(under, daemon)
+    under.await_position()
+    under.at_source("INSERT INTO stock SELECT 'big', n::text, n FROM generate_series(1, 100000) n")
+    daemon.stop()
+    under.never_ahead()
+    finish(under, under.daemon())

@@ -1,0 +1,90 @@
+"""A whole pipeline in the test's own process: source database, hub database, pipeline file, and the real parts between."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from towline import plan
+from towline.config import PipelineConfig, load
+from towline.metrics import Metrics
+from towline.replication import Replication
+from towline.verify import Report, verify
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Line:
+    """What one test replicates. ``routes``: YAML, indented like a list under ``routes:``."""
+
+    source: str
+    hub: str
+    path: Path
+    metrics: Metrics
+
+    @classmethod
+    def make(cls, directory: Path, source: str, hub: str, routes: str, *, plugin: str = "pgoutput", more: str = "") -> Line:
+        """Write the pipeline file; nothing is created yet."""
+        name = f"line-{os.getpid()}-{next(_numbers)}"
+        path = directory / f"{name}.yaml"
+        path.write_text(
+            f"pipeline: {name}\n"
+            f'source: {{kind: postgres, dsn: "{source}", plugin: {plugin}}}\n'
+            f'target: {{kind: postgres, dsn: "{hub}"}}\n'
+            f"web: {{port: 0}}\ncheckpoint_seconds: 0.5\n{more}\nroutes:\n{routes}\n",
+            "utf-8",
+        )
+        return cls(source, hub, path, Metrics(name))
+
+    @property
+    def config(self) -> PipelineConfig:
+        return load(self.path)
+
+    def apply(self) -> None:
+        """`towline apply`."""
+        with plan.prepare(self.config) as prepared:
+            plan.apply(prepared, lambda step: None)
+
+    def run(self) -> None:
+        """`towline run --until-caught-up`, with no second try: an error is raised."""
+        self.replication().run(until_caught_up=True)
+
+    def replication(self, stopping: Any = lambda: False) -> Replication:
+        """An attempt that the test runs itself."""
+        return Replication(
+            self.config, metrics=self.metrics, stopping=stopping, role=lambda role: None, announce=lambda point: None
+        )
+
+    def verify(self, **options: Any) -> Report:
+        """`towline verify`."""
+        with plan.prepare(self.config) as prepared:
+            return verify(prepared, **options)
+
+    def at_source(self, statement: str | sql.Composable, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Run a statement at the source, committed."""
+        return _run(self.source, statement, parameters)
+
+    def at_hub(self, statement: str | sql.Composable, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Run a statement at the hub, committed."""
+        return _run(self.hub, statement, parameters)
+
+    def same(self, source_table: str, hub_table: str, order: str = "1") -> int:
+        """Both tables print the same rows; returns how many. Fails the test otherwise."""
+        query = "SELECT t::text FROM {} t ORDER BY " + order
+        there, here = self.at_source(query.format(source_table)), self.at_hub(query.format(hub_table))
+        assert here == there
+        return len(here)
+
+
+def _run(dsn: str, statement: str | sql.Composable, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    with psycopg.connect(dsn) as connection:
+        text = statement if isinstance(statement, sql.Composable) else statement.encode()
+        cursor = connection.execute(text, parameters or None)
+        return cursor.fetchall() if cursor.description is not None else []

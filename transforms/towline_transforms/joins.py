@@ -77,7 +77,7 @@ def _equalities(node: exp.Expr) -> Iterator[tuple[exp.Expr, exp.Expr]]:
     if isinstance(node, exp.And):
         yield from _equalities(node.this)
         yield from _equalities(node.expression)
-    elif isinstance(node, exp.EQ):
+    elif isinstance(node, exp.EQ) and node.find(exp.Collate) is None:  # under another collation more may be equal
         left, right = _bare(node.this), _bare(node.expression)
         if isinstance(left, exp.Tuple) and isinstance(right, exp.Tuple):
             if len(left.expressions) == len(right.expressions):

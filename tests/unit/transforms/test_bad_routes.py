@@ -208,6 +208,7 @@ JOINS = [
     join("key-in-list", "LEFT JOIN hub.customer c ON c.code IN ('a', 'b')"),
     join("key-any", "LEFT JOIN hub.customer c ON c.code = ANY(s.tags)"),
     join("null-safe", "LEFT JOIN hub.customer c ON c.code IS NOT DISTINCT FROM s.state"),
+    join("other-collation", 'LEFT JOIN hub.customer c ON c.code = s.state COLLATE "und-x-icu"'),
     join("no-unique-key", "LEFT JOIN hub.bag b ON b.code = s.state", says="no unique key"),
     join("missing", "LEFT JOIN hub.custmer c ON c.code = s.state", K.TARGET_TABLE, "does not exist"),
     join("table-of-source", "LEFT JOIN public.party p ON p.id = s.party", K.TARGET_TABLE, "replicate it"),

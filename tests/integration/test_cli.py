@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psycopg
@@ -38,8 +44,6 @@ routes:
       FROM "sale-order" s WHERE s.state <> 'draft'
 """
 
-Towline = Callable[..., Result]
-
 
 class Pipeline:
     """A pipeline file over two new databases."""
@@ -54,8 +58,8 @@ class Pipeline:
         )
 
     def towline(self, verb: str, *arguments: str) -> Result:
-        """Run a verb in this process."""
-        return CliRunner().invoke(cli, [verb, str(self.path), *arguments])
+        """Run a verb in this process; should it fail, with where that was."""
+        return CliRunner().invoke(cli, ["--debug", verb, str(self.path), *arguments])
 
     def status(self) -> Status:
         """The status, as Python sees it."""
@@ -93,9 +97,8 @@ def test_from_check_to_verify(pipeline: Pipeline) -> None:
     planned = pipeline.towline("plan")
     assert planned.exit_code == 0, planned.output
     assert "-- target: " in planned.stdout and "-- source: " in planned.stdout
-    assert "replica" in planned.stdout and "hub.trade_order" not in planned.stdout.replace('"', "").split(
-        "CREATE TABLE"
-    )
+    created = re.findall(r"^CREATE TABLE (?:IF NOT EXISTS )?(\S+)", planned.stdout.replace('"', ""), re.MULTILINE)
+    assert "replica.item" in created and "hub.trade_order" not in created
     only = pipeline.towline("plan", "--side", "source").stdout
     assert "-- target: " not in only and "-- source: " in only
     assert value(pipeline.target, "SELECT to_regclass('replica.item')") is None
@@ -208,3 +211,47 @@ def test_lag_of_an_idle_pipeline(pipeline: Pipeline) -> None:
     execute(pipeline.source, "UPDATE item SET price = price + 1")
     behind = pipeline.status()
     assert behind.lag_bytes and behind.lag_bytes > 10_000
+
+
+def test_top_on_a_terminal(pipeline: Pipeline) -> None:
+    """`top` draws the routes on a terminal, and Ctrl-C ends it with exit code 0."""
+    assert pipeline.towline("apply").exit_code == 0
+    ours, theirs = os.openpty()
+    top = subprocess.Popen(
+        [sys.executable, "-m", "towline", "top", str(pipeline.path), "--interval", "0.2"],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "30"},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        drawn = read_until(ours, b"public.item", 30)
+        assert b"towline_cli" in drawn and b"pending" in drawn
+        top.send_signal(signal.SIGINT)
+        drawn = read_until(ours, None, 20)
+        assert (top.wait(10), b"Traceback" in drawn) == (0, False)
+    finally:
+        top.kill()
+        top.wait()
+        os.close(ours)
+
+
+def read_until(terminal: int, wanted: bytes | None, seconds: float) -> bytes:
+    """What is written to a terminal until ``wanted`` (None: the end) is among it."""
+    drawn = b""
+    deadline = time.monotonic() + seconds
+    while wanted is None or wanted not in drawn:
+        left = deadline - time.monotonic()
+        assert left > 0, drawn
+        if select.select([terminal], [], [], left)[0]:
+            try:
+                piece = os.read(terminal, 65536)
+            except OSError:  # the other side was closed
+                piece = b""
+            if not piece:
+                assert wanted is None, drawn
+                break
+            drawn += piece
+    return drawn

@@ -54,6 +54,8 @@ _PARTITIONED = """
     WHERE c.relkind = 'p' AND (n.nspname, c.relname) IN ({names})
 """
 _TIMEOUT = "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'"
+#: What servers up to 15 and from 16 on say when the role lacks REPLICATION; libpq passes no SQLSTATE on here.
+_NOT_ALLOWED = ("replication role to start walsender", "to start WAL sender")
 _NO_IDENTITY = re.compile(r'no tuple identifier for \w+ in table "(.*)"\."(.*)"\Z', re.DOTALL)
 
 
@@ -74,6 +76,8 @@ class Walsender:
         try:
             self._connection = psycopg.connect(target, autocommit=True, prepare_threshold=None)
         except psycopg.Error as error:
+            if any(phrase in str(error) for phrase in _NOT_ALLOWED):
+                raise errors.SourceRefused("the role lacks the attribute REPLICATION") from None
             raise session._refusal(error, target, "source") from None
         self._pgconn = self._connection.pgconn
         self._connection.add_notice_handler(self._notice)

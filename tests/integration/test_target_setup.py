@@ -88,10 +88,9 @@ def test_every_kind_of_type_is_made_and_holds_the_source_s_values(ends: Ends) ->
     ]
     assert made == mapped
     (same,) = ends.target.execute(
-        "SELECT (x.a, x.b, x.c, x.d, x.e, x.f, x.g, x.h, x.i)::text FROM (SELECT"
-        " (%(v)s::text[])[1]::copy.state AS a, (%(v)s::text[])[2]::copy.state[] AS b, (%(v)s::text[])[3]::copy.positive AS c,"
-        " (%(v)s::text[])[4]::copy.codes AS d, (%(v)s::text[])[5]::copy.stop AS e, (%(v)s::text[])[6]::copy.stop[] AS f,"
-        " (%(v)s::text[])[7]::copy.span AS g, (%(v)s::text[])[8]::copy.words AS h, (%(v)s::text[])[9]::shared.level AS i) x",
+        "SELECT (v[1]::copy.state, v[2]::copy.state[], v[3]::copy.positive, v[4]::copy.codes, v[5]::copy.stop,"
+        " v[6]::copy.stop[], v[7]::copy.span, v[8]::copy.words, v[9]::shared.level)::text"
+        " FROM (SELECT %(v)s::text[] AS v) AS given",
         {
             "v": ends.source.execute(
                 "SELECT ARRAY[state::text, states::text, price::text, tags::text, stop::text, stops::text, span::text,"
@@ -127,7 +126,8 @@ def test_primary_key_not_null_and_nothing_else(ends: Ends) -> None:
         ends.source,
         """CREATE SCHEMA shop;
         CREATE TABLE shop.parent (a int, b text, c int DEFAULT 7 NOT NULL, PRIMARY KEY (b, a));
-        CREATE TABLE shop.child (id int PRIMARY KEY, a int, b text, FOREIGN KEY (b, a) REFERENCES shop.parent, UNIQUE (a, b))""",
+        CREATE TABLE shop.child (id int PRIMARY KEY, a int, b text, UNIQUE (a, b),
+        FOREIGN KEY (b, a) REFERENCES shop.parent)""",
     )
     ends.apply(spec("shop.*", "copy.*"))
     found = ends.target.execute(
@@ -159,7 +159,8 @@ def test_a_partitioned_source_becomes_one_table(ends: Ends) -> None:
     )
     ends.apply(spec("public.*", "copy.*"))
     rows = ends.target.execute(
-        "SELECT relname::text, relkind::text FROM pg_class WHERE relnamespace = 'copy'::regnamespace AND relkind IN ('r', 'p')"
+        "SELECT relname::text, relkind::text FROM pg_class"
+        " WHERE relnamespace = 'copy'::regnamespace AND relkind IN ('r', 'p')"
     ).fetchall()
     assert rows == [("events", "r")]
 
@@ -211,7 +212,7 @@ def test_a_type_that_differs_is_a_problem(ends: Ends, existing: str, says: str) 
 
 
 def test_routes_come_and_go(ends: Ends) -> None:
-    """A new route is pending; one that is no longer configured is forgotten, so that it is copied anew if it returns."""
+    """A new route is pending; one no longer configured is forgotten, so that it is copied anew if it returns."""
     run(ends.source, "CREATE TABLE public.a (id int PRIMARY KEY); CREATE TABLE public.b (id int PRIMARY KEY)")
     ends.apply(spec("public.a", "copy.a"), spec("public.b", "copy.b"))
     run(ends.target, "UPDATE towline.route_state SET state = 'streaming', cursor = '{5}', copied = 5")

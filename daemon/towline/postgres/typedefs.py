@@ -54,7 +54,8 @@ ORDER BY t.oid, a.attnum
 
 _RANGES = """
 SELECT r.rngtypid::bigint, r.rngsubtype::bigint, pg_catalog.format_type(r.rngsubtype, NULL),
-       CASE WHEN NOT oc.opcdefault THEN pg_catalog.quote_ident(ocn.nspname) || '.' || pg_catalog.quote_ident(oc.opcname) END,
+       CASE WHEN NOT oc.opcdefault THEN
+         pg_catalog.quote_ident(ocn.nspname) || '.' || pg_catalog.quote_ident(oc.opcname) END,
        CASE WHEN r.rngcollation <> st.typcollation THEN
          pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END,
        CASE WHEN r.rngcanonical::oid <> 0 THEN r.rngcanonical::text END,
@@ -96,7 +97,7 @@ WHERE c.collencoding IN (-1, (SELECT d.encoding FROM pg_catalog.pg_database d WH
 
 @dataclass(frozen=True, slots=True)
 class TypeUse:
-    """A use of a type, ``sql`` with its typmod and ``[]``; ``oid`` is of the type that must exist for it, 0 when built in."""
+    """A use of a type: ``sql`` with its typmod and ``[]``, and the OID of the type itself."""
 
     sql: str
     oid: int = 0
@@ -189,7 +190,7 @@ class Definitions:
 
 
 def read(connection: psycopg.Connection[Any], oids: Collection[int]) -> Definitions:
-    """Describe the user-defined types among ``oids`` and all that they need. The session's search_path must be empty."""
+    """Describe the user-defined types among ``oids`` and what they need. The session's search_path must be empty."""
     types: dict[int, TypeDefinition] = {}
     stands_for: dict[int, int] = {}
     wanted = {oid for oid in oids if oid >= FIRST_NORMAL_OID}

@@ -69,7 +69,8 @@ def script(schema: str) -> list[str]:
 def present(connection: psycopg.Connection[Any], schema: str) -> frozenset[str]:
     """Which control tables exist (and, of ``version``, has its row).
 
-    Raises ControlTablesForeign when their version is not `VERSION`, or when the schema has tables of those names without one.
+    Raises ControlTablesForeign when their version is not `VERSION`, or when the schema has tables of those names
+    without one.
     """
     found = frozenset(name for (name,) in connection.execute(_PRESENT, (schema, list(TABLES))))
     if not found:

@@ -36,8 +36,8 @@ def literal(text: str) -> str:
 class Placement:
     """Where the source's types are at the target, for routes between one pair of schemas.
 
-    ``extensions``: (extension, type) → schema, at the target. ``collations``: what the target has, qualified and quoted.
-    ``server_version``: the target's, as in 180003.
+    ``extensions``: (extension, type) → schema, at the target. ``collations``: what the target has, qualified and
+    quoted. ``server_version``: the target's, as in 180003.
     """
 
     definitions: Definitions
@@ -138,7 +138,7 @@ def add_labels(source: TypeDefinition, target: TypeDefinition) -> list[str]:
 
 
 def type_difference(source: TypeDefinition, target: TypeDefinition, placement: Placement) -> str | None:
-    """How a type that the target has already differs from the source's, in words; enum labels aside. None: it does not."""
+    """How a type of the target differs from the source's, in words, labels of enums aside. None: it does not."""
     if source.kind != target.kind:
         return "is of another kind"
     if source.base is not None and target.base is not None:
@@ -172,7 +172,8 @@ def create_table(route: Route, placement: Placement) -> str:
     lines = []
     for column in route.target.columns:
         original = route.source.column(column.name) if route.source.has(column.name) else column
-        line = f"    {identifier(column.name)} {placement.type_of(original, column)}{placement.collate(original.collation)}"
+        typed = placement.type_of(original, column) + placement.collate(original.collation)
+        line = f"    {identifier(column.name)} {typed}"
         if column.generated is not None:
             line += f" GENERATED ALWAYS AS ({column.generated}) STORED"
         if column.not_null:

@@ -252,7 +252,8 @@ def _route_states(
     steps = []
     if new := [name for name in names if name not in states]:
         statement = sql.SQL(
-            "INSERT INTO {}.route_state (pipeline, route, state)\nSELECT {}, route, 'pending' FROM unnest({}::text[]) AS route\n"
+            "INSERT INTO {}.route_state (pipeline, route, state)\n"
+            "SELECT {}, route, 'pending' FROM unnest({}::text[]) AS route\n"
             "ON CONFLICT (pipeline, route) DO NOTHING"
         ).format(sql.Identifier(schema), sql.Literal(pipeline), sql.Literal(new))
         steps.append(Step("target", f"first copy of {len(new)} routes", statement.as_string(connection)))

@@ -1,0 +1,143 @@
+"""What a verification found: by route, in words, as JSON, and as an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+#: How many keys of each kind of difference a report shows.
+SAMPLES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row that differs: ``kind`` is missing, extra or different; ``key`` is the target's key as text."""
+
+    kind: str
+    key: tuple[str | None, ...]
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class RouteReport:
+    """What was found for one route. ``rows``: source rows compared. ``columns``: how many rows differ in which column.
+
+    ``state``: the route's; only a route that is ``streaming`` can be compared.
+    """
+
+    route: str
+    state: str = "streaming"
+    rows: int = 0
+    missing: int = 0
+    extra: int = 0
+    different: int = 0
+    unsettled: int = 0
+    repaired: int = 0
+    columns: dict[str, int] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def differing(self) -> int:
+        """Rows that are missing, extra or different."""
+        return self.missing + self.extra + self.different
+
+    def add(self, kind: str, key: tuple[str | None, ...], columns: tuple[str, ...] = ()) -> None:
+        """Count a difference, and keep it as a sample while there are few of its kind."""
+        setattr(self, kind, getattr(self, kind) + 1)
+        for name in columns:
+            self.columns[name] = self.columns.get(name, 0) + 1
+        if sum(sample.kind == kind for sample in self.samples) < SAMPLES:
+            self.samples.append(Sample(kind, key, columns))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "route": self.route,
+            "state": self.state,
+            "rows": self.rows,
+            "missing": self.missing,
+            "extra": self.extra,
+            "different": self.different,
+            "unsettled": self.unsettled,
+            "repaired": self.repaired,
+            "columns": dict(sorted(self.columns.items())),
+            "samples": [{"kind": s.kind, "key": list(s.key), "columns": list(s.columns)} for s in self.samples],
+            "seconds": round(self.seconds, 3),
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For people; samples hold keys of rows, which are shown nowhere else."""
+        if self.state != "streaming":
+            yield f"{self.route}: not compared, its first copy is not complete ({self.state})"
+            return
+        found = f"missing {self.missing}, extra {self.extra}, different {self.different}"
+        rate = f"{self.rows / self.seconds:,.0f} rows/s" if self.seconds > 0 else ""
+        yield f"{self.route}: {self.rows} rows, {found} ({self.seconds:.1f} s, {rate})"
+        if self.unsettled:
+            yield f"  {self.unsettled} rows kept changing and were not verified"
+        if self.repaired:
+            yield f"  {self.repaired} rows repaired"
+        for name, count in sorted(self.columns.items()):
+            yield f"  column {name} differs in {count} rows"
+        for sample in self.samples:
+            key = ", ".join("NULL" if part is None else part for part in sample.key)
+            yield f"  {sample.kind} ({key})" + (f" in {', '.join(sample.columns)}" if sample.columns else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All routes as they are now. ``repairs``: what an earlier pass with ``repair`` found and mended."""
+
+    pipeline: str
+    routes: tuple[RouteReport, ...]
+    repairs: tuple[RouteReport, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Source rows compared."""
+        return sum(route.rows for route in self.routes)
+
+    @property
+    def differing(self) -> int:
+        """Rows that are missing, extra or different."""
+        return sum(route.differing for route in self.routes)
+
+    @property
+    def unsettled(self) -> int:
+        """Rows that could not be verified."""
+        return sum(route.unsettled for route in self.routes)
+
+    @property
+    def exit_code(self) -> int:
+        """4: rows differ. 1: not everything could be verified; later it may be. 0: all is equal."""
+        if self.differing:
+            return 4
+        return int(self.unsettled > 0 or any(route.state != "streaming" for route in self.routes))
+
+    @property
+    def total(self) -> str:
+        """The last line of the report."""
+        return f"verified: {self.rows} rows compared, {self.differing} differ"
+
+    def lines(self) -> Iterator[str]:
+        """For people, the total last."""
+        for route in self.repairs:
+            yield from route.lines()
+        if self.repairs:
+            yield "after the repair:"
+        for route in self.routes:
+            yield from route.lines()
+        yield self.total
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "pipeline": self.pipeline,
+            "rows": self.rows,
+            "differing": self.differing,
+            "unsettled": self.unsettled,
+            "routes": [route.as_dict() for route in self.routes],
+            "repairs": [route.as_dict() for route in self.repairs],
+        }

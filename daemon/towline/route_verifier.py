@@ -1,0 +1,272 @@
+"""Does the target hold what the routes make of the source? Asked while both go on changing.
+
+The daemon is not stopped, no lock is taken that it would wait for, and no read is long: rows are read from the source
+in chunks by key, run through their route at the target, and held against its table
+(`towline.target.postgres.compare`). What is equal is done with. What is not may only be under way, so it is looked at
+again, and
+
+    a row is reported only if the source's row was the same in reads before and after at least `LOOKS` looks at the
+    target, each taken when the target had passed the position of the read before it, and the target's row was wrong
+    each time and not written to in between.
+
+What keeps changing under the looks, up to a limit of time, is counted as unsettled: not a difference, but not verified.
+
+| what is wrong at the target | how it is found |
+|---|---|
+| a row is missing, or a value of it is different | its source row has no counterpart, or one that is not the same |
+| a row is there twice, or under a wrong key | no source row produced its key, in the whole pass: extra |
+| a row is there that was deleted at the source, or that the route's WHERE rejects | likewise extra |
+
+Only keys that the target had before the pass began can be extra. A key that is the source's own is looked up at the
+source, before and after a look at the target; of any other key the whole source is read once more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+
+from towline.change import Chunk, Relation
+from towline.differences import RouteReport
+from towline.errors import VerifyUnsettled
+from towline.frame import Frame
+from towline.position import before_page_header, format_lsn
+from towline.source import Tables
+from towline.target.postgres.compare import Extra, Mismatch
+from towline_transforms.route import OnDelete, Route
+
+#: How often the same row must be found wrong, with the source unchanged around each look.
+LOOKS = 3
+#: How often a row is looked at before it is given up as unsettled.
+ROUNDS = 25
+
+
+class Comparing(Protocol):
+    """The target's side, for one route: see `towline.target.postgres.compare.TargetComparison`."""
+
+    route: Route
+    relation: Relation
+
+    def remember(self) -> None: ...
+    def look(self, rows: Frame, *, note: bool = False) -> list[Mismatch]: ...
+    def leftovers(self) -> int: ...
+    def withdraw(self, rows: Frame) -> None: ...
+    def drop_changed(self, after: int, upto: int) -> None: ...
+    def page(self, after: int, limit: int) -> list[Extra]: ...
+    def source_keys(self, after: int, limit: int) -> Frame: ...
+    def forget(self, rows: Sequence[int]) -> None: ...
+    def locked(self) -> AbstractContextManager[None]: ...
+    def write(self, chunk: Chunk) -> None: ...
+    def remove(self, rows: Sequence[int]) -> int: ...
+    @property
+    def invertible(self) -> bool: ...
+
+
+class Progress:
+    """Waits until the target has applied everything up to a position of the source.
+
+    ``position``: reads the checkpoint. ``pending``: whether the source has changes for this pipeline after the first
+    position and before the second; True also when it cannot tell. Without a daemon the checkpoint of an idle
+    pipeline stays behind the log's end, with nothing to apply in between.
+    """
+
+    def __init__(self, position: Callable[[], int], pending: Callable[[int, int], bool], timeout: float = 60.0) -> None:
+        self._position = position
+        self._pending = pending
+        self._timeout = timeout
+        self._reached = 0
+
+    def wait(self, position: int) -> None:
+        """Return once ``position`` has been passed. Raises VerifyUnsettled."""
+        wanted = before_page_header(position)
+        begun = time.monotonic()
+        nap = 0.005
+        while self._reached < wanted:
+            applied = self._position()
+            if applied >= wanted:
+                self._reached = applied
+            elif not self._pending(applied, wanted):
+                self._reached = wanted
+            elif time.monotonic() - begun > self._timeout:
+                raise VerifyUnsettled(
+                    f"the target is at {format_lsn(applied)} and has not reached {format_lsn(wanted)} "
+                    f"within {self._timeout:g} s"
+                )
+            else:
+                time.sleep(nap)
+                nap = min(nap * 1.5, 0.2)
+
+
+class RouteVerifier:
+    """Verifies one route, in one pass (two when keys of the target must be looked for in the whole source)."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        comparing: Comparing,
+        progress: Progress,
+        *,
+        chunk_rows: int = 20_000,
+        repair: bool = False,
+    ) -> None:
+        self._tables = tables
+        self._target = comparing
+        self._relation = comparing.relation
+        self._progress = progress
+        self._chunk_rows = chunk_rows
+        self._repair = repair
+        self._high = 0
+        self.report = RouteReport(comparing.route.name)
+
+    def run(self) -> RouteReport:
+        """Compare everything. Raises VerifyUnsettled, and what the two ends raise."""
+        begun = time.monotonic()
+        self._target.remember()
+        for chunk in self._chunks():
+            self.report.rows += len(chunk.rows)
+            wrong = self._target.look(chunk.rows, note=True)
+            if wrong:
+                self._settle(chunk.rows.take(np.array(sorted({each.row for each in wrong}))), chunk.high)
+        if self._target.route.on_delete is not OnDelete.IGNORE and (count := self._target.leftovers()):
+            self._extras(count)
+        self.report.seconds = time.monotonic() - begun
+        return self.report
+
+    def _chunks(self) -> Iterator[Chunk]:
+        """The whole source, in key order."""
+        after = None
+        while True:
+            chunk = self._tables.chunk(self._relation, after, self._chunk_rows)
+            self._high = max(self._high, chunk.high)
+            yield chunk
+            if chunk.upto is None:
+                return
+            after = chunk.upto
+
+    # ---- rows of the source that are not right at the target -----------------------------------------------------
+
+    def _settle(self, rows: Frame, high: int) -> None:
+        """Look again at rows that were read at ``high``, until each is right, surely wrong, or given up."""
+        key = self._relation.key
+        looks: dict[bytes, tuple[str | None, int]] = {}  # the version of the target's row, and how often it was wrong
+        confirmed: list[bytes] = []
+        for attempt in range(ROUNDS):
+            self._progress.wait(high)
+            wrong = {each.row: each for each in self._target.look(rows)}
+            if not wrong:
+                break
+            rows = rows.take(np.array(sorted(wrong)))
+            mismatches = [wrong[place] for place in sorted(wrong)]
+            again = self._tables.fetch(self._relation, rows.project(key))
+            now = {name: place for place, name in enumerate(again.rows.keys(key))}
+            keep: list[int] = []
+            for place, (name, mismatch) in enumerate(zip(rows.keys(key), mismatches, strict=True)):
+                if name not in now:
+                    looks.pop(name, None)  # deleted meanwhile: no row to compare
+                    continue
+                unchanged = again.rows.row(now[name]) == rows.row(place)
+                version, times = looks.get(name, (mismatch.version, 0))
+                times = times + 1 if unchanged and version == mismatch.version else int(unchanged)
+                looks[name] = mismatch.version, times
+                if times >= LOOKS:
+                    kind = "missing" if mismatch.version is None else "different"
+                    self.report.add(kind, mismatch.key, mismatch.columns)
+                    confirmed.append(name)
+                else:
+                    keep.append(now[name])
+            if not keep:
+                break
+            rows, high = again.rows.take(np.array(sorted(keep))), again.high
+            if attempt >= LOOKS:
+                time.sleep(min(0.02 * 1.3**attempt, 1.0))  # it is changing just now
+        else:
+            self.report.unsettled += len(rows)
+        if confirmed and self._repair:
+            self._write(confirmed)
+
+    def _write(self, names: Sequence[bytes]) -> None:
+        """Apply the present rows of those source keys, between two batches of the daemon.
+
+        The source is read under the lock, so that what it says is not older than what the daemon has applied (see
+        `_settled`).
+        """
+        width = len(self._relation.key)
+        keys = Frame.of_rows([width.to_bytes(2, "big") + name for name in names], width)
+        with self._target.locked():
+            self._settled()
+            self._target.write(self._tables.fetch(self._relation, keys))
+        self.report.repaired += len(names)
+
+    def _settled(self, timeout: float = 2.0) -> None:
+        """Wait until what has been written to the source's log is visible there.
+
+        A commit record reaches the log, and so the daemon, before others see the transaction (it may wait for a
+        synchronous standby). Transactions that simply take long are not waited for: what the daemon applied had
+        committed.
+        """
+        deadline = time.monotonic() + timeout
+        barrier = self._tables.visibility().xmax
+        while self._tables.visibility().xmin < barrier and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    # ---- rows of the target that no row of the source makes ----------------------------------------------------
+
+    def _extras(self, count: int) -> None:
+        """Decide about the ``count`` keys that no source row produced."""
+        if not self._target.invertible:
+            self._progress.wait(self._high)
+            self._target.drop_changed(0, count)
+            if not self._target.page(0, 1):
+                return
+            for chunk in self._chunks():
+                self._target.withdraw(chunk.rows)
+            self._progress.wait(self._high)
+        after = 0
+        while page := self._target.page(after, self._chunk_rows):
+            last = page[-1].row
+            for _ in range(LOOKS + 1 if self._target.invertible and page else 0):
+                self._absent(page, after)
+                page = self._remaining(after, last)
+            self._target.drop_changed(after, last)
+            page = self._remaining(after, last)
+            for extra in page:
+                self.report.add("extra", extra.key)
+            if self._repair and page:
+                self._remove(page, after)
+            after = last
+
+    def _remaining(self, after: int, last: int) -> list[Extra]:
+        """What is left of a page."""
+        return [extra for extra in self._target.page(after, self._chunk_rows) if extra.row <= last]
+
+    def _absent(self, page: Sequence[Extra], after: int) -> None:
+        """Take from a page the keys that are at the source, and those whose row did not outlive that this was applied.
+
+        Repeated, so that each look at the target lies between two reads of the source.
+        """
+        if not page:
+            return
+        chunk = self._present(page, after, self._target.source_keys(after, len(page)))
+        self._progress.wait(chunk.high)
+        self._target.drop_changed(after, page[-1].row)
+
+    def _present(self, page: Sequence[Extra], after: int, keys: Frame) -> Chunk:
+        """Read the keys at the source, and forget those that are there."""
+        chunk = self._tables.fetch(self._relation, keys)
+        if len(chunk.rows):
+            there = set(chunk.rows.keys(self._relation.key))
+            names = keys.keys(range(keys.width))
+            self._target.forget([extra.row for extra, name in zip(page, names, strict=True) if name in there])
+        return chunk
+
+    def _remove(self, page: Sequence[Extra], after: int) -> None:
+        """Delete or mark the extras of a page, if they are what they were when they were looked at."""
+        with self._target.locked():
+            if self._target.invertible:
+                self._settled()
+                self._present(page, after, self._target.source_keys(after, len(page)))
+            self.report.repaired += self._target.remove([extra.row for extra in page])

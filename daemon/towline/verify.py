@@ -1,0 +1,103 @@
+"""Verifies a pipeline: `towline verify`. How a route is verified: `towline.route_verifier`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+from towline.change import Relation
+from towline.differences import Report, RouteReport
+from towline.errors import SourceReplaced
+from towline.route_verifier import Progress, RouteVerifier
+from towline.source import Tables
+from towline.source.postgres.pending import PendingChanges
+from towline.source.postgres.tables import PostgresTables
+from towline.target.postgres.compare import CompareSession
+from towline_transforms.route import Route
+
+if TYPE_CHECKING:
+    from towline.plan import Prepared
+
+
+def verify(
+    prepared: Prepared,
+    *,
+    routes: Collection[str] | None = None,
+    repair: bool = False,
+    timeout: float = 60.0,
+) -> Report:
+    """Verify the routes of those names (all, for None), and mend what differs when asked to.
+
+    ``timeout``: how long the target may take to reach a position (seconds). Raises NotSetUp, SourceReplaced,
+    VerifyUnsettled, and what the two ends raise.
+    """
+    config = prepared.config
+    source_dsn = config.source.dsn.get_secret_value()
+    chosen = [route for route in prepared.routes if routes is None or route.name in routes]
+    with ExitStack() as stack:
+        session = stack.enter_context(
+            closing(
+                CompareSession(
+                    config.target.dsn.get_secret_value(), schema=config.target.schema_name, pipeline=config.pipeline
+                )
+            )
+        )
+        tables = stack.enter_context(closing(PostgresTables(source_dsn, slot=config.source.slot)))
+        pending = stack.enter_context(
+            closing(
+                PendingChanges(
+                    source_dsn,
+                    slot=config.source.slot,
+                    plugin=config.source.plugin,
+                    publication=config.source.publication,
+                    relations=prepared.relations,
+                    pipeline=config.pipeline,
+                )
+            )
+        )
+        relations = {relation.name: relation for relation in prepared.relations}
+        return verify_routes(
+            tables,
+            session,
+            Progress(lambda: session.checkpoint().position, pending, timeout),
+            [(route, relations[route.source.name]) for route in chosen],
+            chunk_rows=config.snapshot.chunk_rows,
+            repair=repair,
+        )
+
+
+def verify_routes(
+    tables: Tables,
+    session: CompareSession,
+    progress: Progress,
+    routes: Sequence[tuple[Route, Relation]],
+    *,
+    chunk_rows: int = 20_000,
+    repair: bool = False,
+) -> Report:
+    """As `verify`, with everything at hand. After a repair, routes that differed are verified again."""
+    here, known = tables.identity(), session.checkpoint().identity
+    if (here.system_identifier, here.database) != (known.system_identifier, known.database):
+        raise SourceReplaced(
+            f"the checkpoint is of database {known.database} of the server {known.system_identifier}, "
+            f"and the source is database {here.database} of the server {here.system_identifier}"
+        )
+    states = session.states()
+
+    def one(route: Route, relation: Relation, *, mend: bool) -> RouteReport:
+        state = states[route.name].state if route.name in states else "pending"
+        if state != "streaming":
+            return RouteReport(route.name, state)
+        with session.route(route, relation) as comparing:
+            return RouteVerifier(tables, comparing, progress, chunk_rows=chunk_rows, repair=mend).run()
+
+    first = [one(route, relation, mend=repair) for route, relation in routes]
+    repairs = tuple(report for report in first if report.differing) if repair else ()
+    if repairs:
+        again = {report.route for report in repairs}
+        first = [
+            one(route, relation, mend=False) if route.name in again else report
+            for (route, relation), report in zip(routes, first, strict=True)
+        ]
+    return Report(session.pipeline, tuple(first), repairs)

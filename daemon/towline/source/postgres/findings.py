@@ -1,0 +1,358 @@
+"""What `towline check` finds at a source: what would keep replication from working, and what is a risk.
+
+Each finding has the code of the error that would come otherwise, and a statement to run or a sentence to follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from towline.change import Relation
+from towline.errors import (
+    PluginRefused,
+    SlotUnusable,
+    SourceRefused,
+    SourceSettings,
+    SourceTableChanged,
+    TowlineError,
+)
+from towline.postgres import statements
+from towline.postgres.session import translating
+from towline.source import Finding
+from towline.source.postgres import publication as publications
+from towline.source.postgres.key_order import base_type
+from towline_transforms.schema import TableName
+
+_SQL = statements.load("towline.source.postgres", "setup.sql")
+
+_DECODING_ON_STANDBYS_SINCE = 160000
+_GENERATED_SENT_SINCE = 180000
+
+#: The server's own value of output_plugin_libraries, where the role may not read it.
+_ALLOWED_BY_DEFAULT = "pgoutput, test_decoding"
+
+#: Milliseconds that a probe of the plugin waits for running transactions: it has loaded the plugin before that.
+_PROBE_TIMEOUT = "1000"
+
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    role: str
+    in_recovery: bool
+    wal_level: str
+    max_slots: int
+    slots: int
+    max_senders: int
+    senders: int
+    may_replicate: bool
+    max_slot_wal_keep_size: str
+    idle_slot_timeout: str
+    encoding: str
+    hot_standby_feedback: bool
+    may_create: bool
+
+
+def check(
+    connection: psycopg.Connection,
+    relations: Sequence[Relation],
+    *,
+    plugin: str,
+    slot: str,
+    publication: str | None = None,
+) -> list[Finding]:
+    """Everything there is to say, fatal findings first.
+
+    The connection is in autocommit mode (the plugin is tried with a temporary slot). Without a name of the
+    publication, the right to make it is not looked at. Raises SourceUnavailable.
+    """
+    with translating("source"):
+        row = connection.execute(_SQL["server"]).fetchone()
+        assert row is not None
+        server = _Server(*row)
+        slot_row = connection.execute(_SQL["slot"], {"slot": slot}).fetchone()
+        found = [
+            *_server_findings(connection, server, new_slot=slot_row is None),
+            *(_slot_findings(slot, plugin, *slot_row) if slot_row else ()),
+            *_plugin_findings(connection, server, plugin),
+            *_privilege_findings(connection, server, relations),
+            *_table_findings(connection, relations, plugin),
+            *_partition_findings(connection, relations),
+        ]
+        if plugin == "pgoutput" and publication is not None:
+            found += _publication_findings(connection, server, relations, publication)
+    return sorted(found, key=lambda finding: not finding.fatal)
+
+
+def _fatal(error: type[TowlineError], detail: str, remedy: str) -> Finding:
+    return Finding(error.code, True, detail, remedy)
+
+
+def _warning(error: type[TowlineError], detail: str, remedy: str) -> Finding:
+    return Finding(error.code, False, detail, remedy)
+
+
+def _listed(names: Iterable[object]) -> str:
+    """A few of the names, and how many more there are."""
+    every = [str(name) for name in names]
+    shown = ", ".join(every[:_NAMES_SHOWN])
+    return shown + (f" and {len(every) - _NAMES_SHOWN} more" if len(every) > _NAMES_SHOWN else "")
+
+
+def _sql(connection: psycopg.Connection, template: str, *names: sql.Composable) -> str:
+    return sql.SQL(template).format(*names).as_string(connection)
+
+
+def _identifiers(tables: Iterable[TableName]) -> sql.Composable:
+    return sql.SQL(", ").join(sql.Identifier(table.schema, table.name) for table in tables)
+
+
+# ---- The server -----------------------------------------------------------------------------------------------
+
+
+def _server_findings(connection: psycopg.Connection, server: _Server, new_slot: bool) -> Iterator[Finding]:
+    if server.in_recovery and connection.info.server_version < _DECODING_ON_STANDBYS_SINCE:
+        yield _fatal(
+            SourceSettings,
+            "the source is a standby, and its version has no logical decoding on standbys",
+            "Use the primary, or PostgreSQL 16 or newer.",
+        )
+    elif server.in_recovery and not server.hot_standby_feedback:
+        yield _warning(
+            SourceSettings,
+            "the source is a standby without hot_standby_feedback: its primary may invalidate the slot",
+            "ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf();",
+        )
+    if server.wal_level != "logical":
+        yield _fatal(
+            SourceSettings,
+            f"wal_level is {server.wal_level}, so that the log does not have what logical decoding needs",
+            "ALTER SYSTEM SET wal_level = logical; then restart the server.",
+        )
+    if new_slot and server.slots >= server.max_slots:
+        yield _fatal(
+            SourceSettings,
+            f"all {server.max_slots} replication slots are in use",
+            "Drop a slot that nobody reads, or raise max_replication_slots and restart the server.",
+        )
+    if new_slot and server.senders >= server.max_senders:
+        yield _fatal(
+            SourceSettings,
+            f"all {server.max_senders} walsenders are in use",
+            "Raise max_wal_senders and restart the server.",
+        )
+    if not server.may_replicate:
+        yield _fatal(
+            SourceRefused,
+            f"the role {server.role} may not replicate",
+            _sql(connection, "ALTER ROLE {} REPLICATION;", sql.Identifier(server.role)),
+        )
+    if server.max_slot_wal_keep_size != "-1":
+        yield _warning(
+            SourceSettings,
+            f"max_slot_wal_keep_size is {server.max_slot_wal_keep_size}: when the pipeline is further behind, the server "
+            "invalidates its slot, and everything must be copied again",
+            "Raise it to what the server writes in the longest outage to expect, or set it to -1 and watch the disk.",
+        )
+    if server.idle_slot_timeout != "0":
+        yield _warning(
+            SourceSettings,
+            f"idle_replication_slot_timeout is {server.idle_slot_timeout}: after a longer outage of the pipeline the "
+            "server invalidates its slot, and everything must be copied again",
+            "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
+        )
+    if server.encoding == "SQL_ASCII":
+        yield _warning(
+            SourceSettings,
+            "the source's encoding is SQL_ASCII: text that is not UTF-8 will be refused by the target",
+            "Correct such text at the source before it is copied.",
+        )
+
+
+def _slot_findings(
+    slot: str, plugin: str, kind: str, slot_plugin: str, database: str, is_this: bool, wal_status: str
+) -> Iterator[Finding]:
+    reasons = [
+        (kind != "logical", "is a physical one"),
+        (kind == "logical" and not is_this, f"is of database {database}"),
+        (kind == "logical" and slot_plugin != plugin, f"is of plugin {slot_plugin}"),
+        (wal_status == "lost", "was invalidated: the source has removed log that it needs"),
+    ]
+    for applies, reason in reasons:
+        if applies:
+            yield _fatal(SlotUnusable, f"replication slot {slot} {reason}", SlotUnusable.remedy)
+    if wal_status == "unreserved":
+        yield _warning(
+            SlotUnusable,
+            f"replication slot {slot} is about to be invalidated: it holds more log than max_slot_wal_keep_size",
+            "Start the pipeline now.",
+        )
+
+
+def _plugin_findings(connection: psycopg.Connection, server: _Server, plugin: str) -> Iterator[Finding]:
+    """Try the plugin with a temporary slot: only the server can say whether it has it and allows it."""
+    standby_without_decoding = server.in_recovery and connection.info.server_version < _DECODING_ON_STANDBYS_SINCE
+    ready = server.may_replicate and server.wal_level == "logical" and server.slots < server.max_slots
+    if standby_without_decoding or not ready:
+        return  # found already; the plugin comes up when that is cured
+    name = f"towline_probe_{connection.info.backend_pid}"
+    connection.execute("SELECT pg_catalog.set_config('statement_timeout', %s, false)", (_PROBE_TIMEOUT,))
+    try:
+        connection.execute("SELECT pg_catalog.pg_create_logical_replication_slot(%s, %s, true)", (name, plugin))
+        connection.execute("SELECT pg_catalog.pg_drop_replication_slot(%s)", (name,))
+    except psycopg.errors.QueryCanceled:
+        pass  # it waited for running transactions, with the plugin loaded
+    except psycopg.errors.UndefinedFile:
+        package = f"postgresql-{connection.info.server_version // 10000}-{plugin}"
+        yield _fatal(
+            PluginRefused,
+            f"the source does not have the output plugin {plugin}",
+            f"Install it on the source's server (Debian's package: {package}), or use `plugin: pgoutput`.",
+        )
+    except psycopg.errors.InsufficientPrivilege as error:
+        if "output_plugin_libraries" not in (error.diag.message_hint or ""):
+            raise
+        yield _fatal(
+            PluginRefused,
+            f"the source does not allow the output plugin {plugin}: its setting output_plugin_libraries lacks it",
+            _allow(connection, plugin),
+        )
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT pg_catalog.set_config('statement_timeout', '0', false)")
+
+
+def _allow(connection: psycopg.Connection, plugin: str) -> str:
+    """The statement for a superuser. A bare list: quoted as one string it would name one library of that odd name."""
+    try:
+        row = connection.execute("SELECT pg_catalog.current_setting('output_plugin_libraries')").fetchone()
+        # A quoted element is most likely a whole list that somebody wrote as one string.
+        allowed = row[0] if row and '"' not in row[0] else _ALLOWED_BY_DEFAULT
+    except psycopg.errors.InsufficientPrivilege:
+        allowed = _ALLOWED_BY_DEFAULT
+    values = ", ".join(filter(None, [allowed, plugin]))
+    return f"ALTER SYSTEM SET output_plugin_libraries = {values}; SELECT pg_reload_conf();"
+
+
+# ---- The tables -----------------------------------------------------------------------------------------------
+
+
+def _privilege_findings(
+    connection: psycopg.Connection, server: _Server, relations: Sequence[Relation]
+) -> Iterator[Finding]:
+    columns = [(relation.name, column.name) for relation in relations for column in relation.columns]
+    parameters = {
+        "schemas": [name.schema for name, _ in columns],
+        "tables": [name.name for name, _ in columns],
+        "columns": [column for _, column in columns],
+    }
+    rows = connection.execute(_SQL["unreadable"], parameters).fetchall()
+    if rows:
+        tables = [TableName(schema, name) for schema, name, _ in rows]
+        role = sql.Identifier(server.role)
+        schemas = sorted({schema for schema, _, usage in rows if not usage})
+        grants = [
+            *(_sql(connection, "GRANT USAGE ON SCHEMA {} TO {};", sql.Identifier(s), role) for s in schemas),
+            _sql(connection, "GRANT SELECT ON {} TO {};", _identifiers(tables), role),
+        ]
+        yield _fatal(
+            SourceRefused,
+            f"the role {server.role} may not read {len(rows)} tables: {_listed(tables)}",
+            " ".join(grants),
+        )
+    rows = connection.execute(_SQL["tables"], publications.names_of(relations)).fetchall()
+    hidden = [TableName(schema, name) for schema, name, row_security, _ in rows if row_security]
+    if hidden:
+        yield _fatal(
+            SourceRefused,
+            f"row security may hide rows of {len(hidden)} tables from the role {server.role}: {_listed(hidden)}",
+            _sql(connection, "ALTER ROLE {} BYPASSRLS;", sql.Identifier(server.role)),
+        )
+
+
+def _table_findings(connection: psycopg.Connection, relations: Sequence[Relation], plugin: str) -> Iterator[Finding]:
+    full = [relation.name for relation in relations if relation.table.replica_identity_full]
+    if full:
+        yield _warning(
+            SourceSettings,
+            f"REPLICA IDENTITY FULL on {_listed(full)}: updates and deletes log the whole old row",
+            "ALTER TABLE … REPLICA IDENTITY DEFAULT, where nothing else needs it.",
+        )
+    generated = {
+        (TableName(schema, name), column): kind
+        for schema, name, column, kind in connection.execute(_SQL["generated"], publications.names_of(relations))
+    }
+    stored_sent = plugin == "wal2json" or connection.info.server_version >= _GENERATED_SENT_SINCE
+    for relation in relations:
+        for column in relation.columns:
+            kind = generated.get((relation.name, column.name))
+            if kind is not None and not (kind == "s" and stored_sent):
+                yield _fatal(
+                    SourceTableChanged,
+                    f"column {column.name} of {relation.name} is generated, and the log does not carry it",
+                    f"Write its expression in the route's SELECT instead: {column.generated}",
+                )
+    if plugin == "wal2json":
+        for relation in relations:
+            for column in relation.key_columns:
+                if base_type(column.type).name in ("float4", "float8", "numeric"):
+                    yield _warning(
+                        SourceSettings,
+                        f"wal2json prints NaN and Infinity as null: column {column.name} of {relation.name}'s identity",
+                        "Use `plugin: pgoutput` if that column can hold them.",
+                    )
+
+
+def _partition_findings(connection: psycopg.Connection, relations: Sequence[Relation]) -> Iterator[Finding]:
+    """A partition names rows by an identity of its own, which must be that of the table at its root."""
+    identities = {relation.name: frozenset(relation.table.identity) for relation in relations}
+    for leaf in publications.leaves_of(connection, relations):
+        if leaf.kind != "f" and leaf.columns != identities[leaf.root]:
+            yield _fatal(
+                SourceTableChanged,
+                f"the replica identity of partition {leaf.name} is not that of {leaf.root}",
+                _sql(
+                    connection,
+                    "ALTER TABLE {} REPLICA IDENTITY USING INDEX …; with an index like that of {}.",
+                    _identifiers([leaf.name]),
+                    _identifiers([leaf.root]),
+                ),
+            )
+
+
+def _publication_findings(
+    connection: psycopg.Connection, server: _Server, relations: Sequence[Relation], publication: str
+) -> Iterator[Finding]:
+    """Whether the role may do what is to be done to the publication; else who may can run it."""
+    columns = publications.wanted(
+        relations, publications.leaves_of(connection, relations), connection.info.server_version
+    )
+    found = publications.read(connection, publication)
+    needed = publications.changes(publication, found, columns)
+    if not needed:
+        return
+    statements_ = " ".join(statement.as_string(connection) + ";" for _, statement in needed)
+    if server.in_recovery:
+        yield _fatal(SourceSettings, f"the publication {publication} must be made at the primary", statements_)
+        return
+    owned = found.owned if found is not None else server.may_create
+    rows = connection.execute(_SQL["tables"], publications.names_of(relations)).fetchall()
+    foreign = [TableName(schema, name) for schema, name, _, owner in rows if not owner]
+    if not owned or foreign:
+        reason = (
+            f"does not own {_listed(foreign)}"
+            if foreign
+            else "has no CREATE on the database"
+            if found is None
+            else "does not own it"
+        )
+        yield _fatal(
+            SourceRefused,
+            f"the role {server.role} may not make or change the publication {publication}: it {reason}",
+            f"As the owner of the tables, or as a superuser: {statements_}",
+        )

@@ -1,0 +1,128 @@
+"""The publication that pgoutput reads: exactly the routed tables and, where the server can, exactly their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+from psycopg.sql import Composable
+
+from towline.change import Relation
+from towline.postgres import statements
+from towline_transforms.schema import TableName
+
+_SQL = statements.load("towline.source.postgres", "setup.sql")
+
+_COLUMN_LISTS_SINCE = 150000
+
+_OPTIONS = sql.SQL("publish = 'insert, update, delete, truncate', publish_via_partition_root = true")
+
+#: By table, the columns to publish; None for all, those of later days among them.
+Columns = Mapping[TableName, tuple[str, ...] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A partition with its own replica identity: ``kind`` is pg_class.relreplident, ``columns`` are of its index."""
+
+    root: TableName
+    name: TableName
+    kind: str
+    columns: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A publication as it is. ``other``: it has row filters or whole schemas, which are none of ours."""
+
+    all_tables: bool
+    options_right: bool
+    owned: bool
+    columns: Mapping[TableName, frozenset[str] | None]
+    other: bool
+
+
+def names_of(relations: Iterable[Relation]) -> dict[str, list[str]]:
+    """The tables as parameters ``schemas`` and ``tables``."""
+    names = [relation.name for relation in relations]
+    return {"schemas": [name.schema for name in names], "tables": [name.name for name in names]}
+
+
+def leaves_of(connection: psycopg.Connection, relations: Iterable[Relation]) -> list[Leaf]:
+    """The partitions of those relations that are partitioned."""
+    return [
+        Leaf(TableName(schema, name), TableName(leaf_schema, leaf), kind, frozenset(columns))
+        for schema, name, leaf_schema, leaf, kind, columns in connection.execute(_SQL["leaves"], names_of(relations))
+    ]
+
+
+def wanted(relations: Sequence[Relation], leaves: Iterable[Leaf], server_version: int) -> Columns:
+    """What is to be published.
+
+    There is a list of columns only where some are left out: a list keeps the owner of a table from dropping the columns
+    on it. With REPLICA IDENTITY FULL the server allows no list (it would refuse updates).
+    """
+    full = {leaf.root for leaf in leaves if leaf.kind == "f"}
+    columns: dict[TableName, tuple[str, ...] | None] = {}
+    for relation in relations:
+        table = relation.table
+        routed = tuple(column.name for column in relation.columns)
+        by_default = {column.name for column in table.columns if column.generated is None}
+        whole = (
+            server_version < _COLUMN_LISTS_SINCE
+            or table.replica_identity_full
+            or table.name in full
+            or set(routed) == by_default
+        )
+        columns[table.name] = None if whole else routed
+    return columns
+
+
+def read(connection: psycopg.Connection, publication: str) -> Published | None:
+    """The publication of that name, if there is one."""
+    row = connection.execute(_SQL["publication"], {"publication": publication}).fetchone()
+    if row is None:
+        return None
+    oid, all_tables, via_root, all_operations, owned = row
+    since_15 = connection.info.server_version >= _COLUMN_LISTS_SINCE
+    tables = connection.execute(_SQL["published_15" if since_15 else "published_13"], {"oid": oid}).fetchall()
+    return Published(
+        all_tables=all_tables,
+        options_right=via_root and all_operations,
+        owned=owned,
+        columns={
+            TableName(schema, name): None if columns is None else frozenset(columns)
+            for schema, name, columns, _ in tables
+        },
+        other=any(name == "*" or filtered for _, name, _, filtered in tables),
+    )
+
+
+def changes(publication: str, found: Published | None, columns: Columns) -> list[tuple[str, Composable]]:
+    """The statements, with titles, that make the publication what it should be; none when it is."""
+    name = sql.Identifier(publication)
+    if found is None:
+        create = sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(name, _tables(columns), _OPTIONS)
+        return [(f"Create the publication {publication} of {len(columns)} tables", create)]
+    needed: list[tuple[str, Composable]] = []
+    as_sets = {table: None if listed is None else frozenset(listed) for table, listed in columns.items()}
+    if not found.all_tables and (found.other or found.columns != as_sets):
+        change = sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(name, _tables(columns))
+        needed.append((f"Change the publication {publication} to {len(columns)} tables", change))
+    if not found.options_right:
+        change = sql.SQL("ALTER PUBLICATION {} SET ({})").format(name, _OPTIONS)
+        needed.append((f"Have the publication {publication} publish all changes, under the names of roots", change))
+    return needed
+
+
+def _tables(columns: Columns) -> Composable:
+    """Tables without those that inherit from them; partitions always go with their root."""
+    parts = []
+    for table, listed in columns.items():
+        part: Composable = sql.SQL("ONLY {}").format(sql.Identifier(table.schema, table.name))
+        if listed is not None:
+            part = sql.SQL("{} ({})").format(part, sql.SQL(", ").join(map(sql.Identifier, listed)))
+        parts.append(part)
+    return sql.SQL(", ").join(parts)

@@ -55,7 +55,9 @@ def upsert(route: Route, stage: str) -> str:
         sets = ", ".join(f"{quote(column)} = EXCLUDED.{quote(column)}" for column in changing)
         old = ", ".join(f"t.{quote(column)}" for column in changing)
         new = ", ".join(f"EXCLUDED.{quote(column)}" for column in changing)
-        update = f"UPDATE SET {sets}\nWHERE ROW({old}) OPERATOR(pg_catalog.*<>) ROW({new})"
+        # Without the casts, the parser would compare two ROWs column by column, by an operator of the columns' types.
+        differs = f"ROW({old})::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW({new})::pg_catalog.record"
+        update = f"UPDATE SET {sets}\nWHERE {differs}"
     over = select_over(route, stage)
     produced = "produced" if route.filtered else f"(\n{over}\n)"
     insert = (

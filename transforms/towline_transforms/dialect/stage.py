@@ -99,10 +99,16 @@ def unnest_stage(columns: Sequence[StageColumn], *, first: int = 1, place: bool 
     return f"(SELECT {_shown(columns, place)} FROM ROWS FROM ({calls}){ordinal} AS w ({names}))"
 
 
-def row_stage(columns: Sequence[StageColumn], *, first: int = 1, place: bool = False) -> str:
-    """One row, its wire forms as parameters from ``$first`` on."""
-    values = ", ".join(f"${first + i}::{column.wire} AS {quote(column.name)}" for i, column in enumerate(columns))
-    return f"(SELECT {_shown(columns, False)}{f', 1::bigint AS {PLACE}' if place else ''} FROM (SELECT {values}) AS w)"
+def rows_stage(columns: Sequence[StageColumn], count: int, *, first: int = 1, place: bool = False) -> str:
+    """Some rows, value by value: the wire forms as parameters from ``$first`` on, row after row."""
+    names = [quote(column.name) for column in columns] + ([PLACE] if place else [])
+    rows = []
+    for row in range(count):
+        begin = first + row * len(columns)
+        values = [f"${begin + i}::{column.wire}" for i, column in enumerate(columns)]
+        values += [f"{row + 1}::pg_catalog.int8"] if place else []
+        rows.append(f"({', '.join(values)})")
+    return f"(SELECT {_shown(columns, place)} FROM (VALUES {', '.join(rows)}) AS w ({', '.join(names)}))"
 
 
 def empty_stage(columns: Sequence[StageColumn]) -> str:

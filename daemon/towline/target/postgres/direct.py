@@ -39,14 +39,13 @@ class Direct:
             return False
         return True
 
-    def failed(self, route: Route) -> None:
-        """Leave it out for a while, twice as long as the last time."""
+    def noted(self, route: Route, *, worked: bool) -> None:
+        """Take it from now on, or leave it out for a while, twice as long as the last time."""
+        if worked:
+            self._pause.pop(route.name, None)
+            return
         pause = min(self._pause.get(route.name, 1) * 2, _MOST)
         self._pause[route.name] = self._skips[route.name] = pause
-
-    def worked(self, route: Route) -> None:
-        """Take it from now on."""
-        self._pause.pop(route.name, None)
 
     @staticmethod
     def statement(route: Route, rowset: RowSet) -> str:

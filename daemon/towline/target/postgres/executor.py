@@ -29,9 +29,6 @@ class Executor:
         self._connection = connection
         self._pipeline: AbstractContextManager[Any] | None = None
         self.queueing = True
-        #: Statements are prepared at the server from their first use; off after an error, whose skipped statements
-        #: were not.
-        self.preparing = True
 
     def run(self, statement: str, parameters: Sequence[object] = (), *, prepare: bool = False) -> RawCursor[Any]:
         """Queue a statement (``$1`` parameters). What the cursor returned tells is there after `sync`."""
@@ -40,7 +37,7 @@ class Executor:
             pipeline.__enter__()
             self._pipeline = pipeline
         cursor = RawCursor(self._connection)
-        cursor.execute(statement.encode(), parameters or None, prepare=prepare and self.preparing)
+        cursor.execute(statement.encode(), parameters or None, prepare=prepare)
         return cursor
 
     def copy(self, statement: str, frame: Frame) -> None:

@@ -7,7 +7,8 @@ that is loaded in the same transaction, or read again from the source (one call 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,7 +42,7 @@ class Whole:
         self._open = sorted(places)
         self._reread = reread
 
-    def fill(self, compacted: Compacted, prior: ChunkLoad | None, touched: frozenset[bytes] | set[bytes]) -> None:
+    def fill(self, compacted: Compacted, prior: ChunkLoad | None, touched: AbstractSet[bytes]) -> None:
         """Complete partial rows from a chunk, unless it may be older than what was applied (``touched`` keys)."""
         if prior is None or prior.chunk.relation.name != self._rowset.relation.name or not self._open:
             return
@@ -88,7 +89,8 @@ def names(rowset: RowSet, mask: int) -> frozenset[str]:
     return frozenset(column.name for place, column in enumerate(rowset.relation.columns) if mask >> place & 1)
 
 
-def without(versions: Versions, keys: Sequence[bytes], origins: Mapping[bytes, Move]) -> Versions:
-    """The versions (framed keys) whose key is not an origin of a move."""
-    keep = np.array([index for index, key in enumerate(keys) if key not in origins], dtype=np.int64)
+def without(versions: Versions, keys: AbstractSet[bytes]) -> Versions:
+    """The versions (of key columns alone) whose framed key is not among those given."""
+    framed = versions.rows.keys(range(versions.rows.width)) if len(versions) else []
+    keep = np.array([index for index, key in enumerate(framed) if key not in keys], dtype=np.int64)
     return Versions(versions.rows.take(keep), versions.places[keep])

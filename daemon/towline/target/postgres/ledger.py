@@ -35,14 +35,15 @@ class Control:
             f"SELECT position::text FROM {where}.checkpoint WHERE pipeline = $1 AND epoch = $2::bigint FOR UPDATE"
         )
         self._advance = (
-            f"UPDATE {where}.checkpoint SET position = $3::pg_lsn, "
-            "commit_time = coalesce($4::timestamptz, commit_time), updated_at = now() WHERE pipeline = $1 AND epoch = $2::bigint AND position <= $3::pg_lsn"
+            f"UPDATE {where}.checkpoint SET position = $3::pg_lsn, updated_at = now(), "
+            "commit_time = coalesce($4::timestamptz, commit_time) "
+            "WHERE pipeline = $1 AND epoch = $2::bigint AND position <= $3::pg_lsn"
         )
         self._state = (
             f"INSERT INTO {where}.route_state AS s (pipeline, route, state, cursor, copied, estimate, updated_at) "
             "VALUES ($1, $2, $3, $4::text[], $5::bigint, $6::bigint, now()) "
-            "ON CONFLICT (pipeline, route) DO UPDATE SET state = EXCLUDED.state, cursor = EXCLUDED.cursor, copied = EXCLUDED.copied, estimate = EXCLUDED.estimate, "
-            "updated_at = EXCLUDED.updated_at"
+            "ON CONFLICT (pipeline, route) DO UPDATE SET state = EXCLUDED.state, cursor = EXCLUDED.cursor, "
+            "copied = EXCLUDED.copied, estimate = EXCLUDED.estimate, updated_at = EXCLUDED.updated_at"
         )
         figures = ("seen", "upserted", "deleted", "superseded", "filtered", "quarantined")
         names = ", ".join(figures)

@@ -56,9 +56,10 @@ def arrays(frame: Frame, oids: Sequence[int]) -> list[Raw]:
     return [Raw(_HEADER.pack(1, 1, oid, count, 1) + column) for oid, column in zip(oids, columns, strict=True)]
 
 
-def values(frame: Frame, row: int) -> list[Raw | None]:
-    """The values of one row."""
-    return [None if value is None else Raw(value) for value in split(frame.row(row))]
+def values(frame: Frame) -> list[Raw | None]:
+    """All values, row by row."""
+    rows = (split(frame.row(row)) for row in range(len(frame)))
+    return [None if value is None else Raw(value) for row in rows for value in row]
 
 
 def split(row: bytes) -> list[bytes | None]:

@@ -1,7 +1,7 @@
 """Puts framed rows where a statement can read them: arrays, single rows, or a temporary table.
 
 * Few rows travel as parameters of the statement itself, one array a column, unnested by the server: one round trip.
-* A relation with array columns cannot be unnested (unnest flattens them): a few rows become a SELECT each.
+* A relation with array columns cannot be unnested (unnest flattens them): a few rows travel value by value.
 * Many rows are COPYed into a temporary table, ``ON COMMIT DELETE ROWS``, which is made when it is first needed and
   kept for the session. It has no statistics, but the planner looks at its size. Within a transaction it is emptied by
   TRUNCATE before it is loaded again: from the second time on that is done in place, if it is done outside of
@@ -28,8 +28,8 @@ from towline_transforms.schema import Column, TableName
 
 #: Up to so many rows go as arrays; beyond them, COPY costs less.
 FEW = 200
-#: Up to so many rows with array columns go one by one.
-_ROWS = 8
+#: Up to so many rows with array columns go value by value.
+_VALUES = 8
 #: Temporary tables of a session.
 _TABLES = 48
 
@@ -46,7 +46,7 @@ class Path(enum.Enum):
     """How it is staged."""
 
     ARRAYS = "arrays"
-    SINGLE = "single"
+    VALUES = "values"
     TABLE = "table"
 
 
@@ -77,27 +77,28 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Staged:
-    """Rows that are staged. A statement over them runs once for each tuple of ``parameters``."""
+    """Rows that are staged: SQL that names them, and its parameters."""
 
     shape: Shape
     kind: Kind
     path: Path
     count: int
     table: str
-    parameters: tuple[tuple[object, ...], ...]
+    parameters: tuple[object, ...]
 
     def __len__(self) -> int:
         return self.count
 
     @property
     def prepare(self) -> bool:
-        """Whether statements over it are worth preparing: with temporary tables, a plan is for one size of them."""
-        return self.path is not Path.TABLE
+        """Whether statements over it are worth preparing. With temporary tables, a plan is for one size of them."""
+        return self.path is Path.ARRAYS or (self.path is Path.VALUES and self.count == 1)
 
     @property
     def key(self) -> tuple[object, ...]:
         """What `sql` depends on, beside the route: statements made of it are kept by this."""
-        return self.shape.relation.name, self.kind, self.path, self.table
+        rows = self.count if self.path is Path.VALUES else 0
+        return self.shape.relation.name, self.kind, self.path, self.table, rows
 
     def sql(self, route: Route, first: int = 1) -> str:
         """The stage as SQL that can stand behind FROM, its parameters from ``$first`` on."""
@@ -108,11 +109,11 @@ class Staged:
             return text.table_stage(self.table, columns, place=place)
         if self.path is Path.ARRAYS:
             return text.unnest_stage(columns, first=first, place=place)
-        return text.row_stage(columns, first=first, place=place)
+        return text.rows_stage(columns, self.count, first=first, place=place)
 
 
 class Stages:
-    """The stages of a session. ``path`` forces one way (for tests); SINGLE and ARRAYS only where they are possible."""
+    """The stages of a session. ``path`` forces one way (for tests); VALUES and ARRAYS only where they are possible."""
 
     def __init__(self, executor: Executor, *, path: Path | None = None) -> None:
         self._executor = executor
@@ -150,10 +151,9 @@ class Stages:
         oids, flat = self._wire(shape, kind)
         path = path or self._choose(len(rows), flat)
         if path is Path.ARRAYS:
-            return Staged(shape, kind, path, len(rows), "", (tuple(params.arrays(rows, oids)),))
-        if path is Path.SINGLE:
-            single = tuple(tuple(params.values(rows, row)) for row in range(len(rows)))
-            return Staged(shape, kind, path, len(rows), "", single)
+            return Staged(shape, kind, path, len(rows), "", tuple(params.arrays(rows, oids)))
+        if path is Path.VALUES:
+            return Staged(shape, kind, path, len(rows), "", tuple(params.values(rows)))
         name = self._table(shape, kind, slot)
         table = f"pg_temp.{quote(name)}"
         if name in self._dirty:
@@ -162,14 +162,14 @@ class Stages:
         if kind is Kind.NUMBERED:
             rows = rows.append_column([number.to_bytes(8, "big") for number in range(1, len(rows) + 1)])
         self._executor.copy(f"COPY {table} FROM STDIN (FORMAT binary)", rows)
-        return Staged(shape, kind, path, len(rows), table, ((),))
+        return Staged(shape, kind, path, len(rows), table, ())
 
     def _choose(self, count: int, flat: bool) -> Path:
-        if self._path is Path.TABLE or self._path is Path.SINGLE:
+        if self._path is Path.TABLE or self._path is Path.VALUES:
             return self._path
         if flat:
             return Path.ARRAYS if count <= FEW or self._path is Path.ARRAYS else Path.TABLE
-        return Path.SINGLE if count <= _ROWS else Path.TABLE
+        return Path.VALUES if count <= _VALUES else Path.TABLE
 
     def _wire(self, shape: Shape, kind: Kind) -> tuple[tuple[int, ...], bool]:
         """The OIDs of the stage's wire types, and whether none of them is an array."""

@@ -81,7 +81,6 @@ class PostgresTarget:
         self._control = Control(schema, pipeline)
         self._connection: psycopg.Connection[Any] | None = None
         self._applier: Applier | None = None
-        self._executor: Executor | None = None
         self._epoch = 0
         self._position = 0
         self._began = 0.0
@@ -256,7 +255,6 @@ class PostgresTarget:
             for name, value in settings.items():
                 connection.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
             connection.prepared_max = _PREPARED
-            self._executor = Executor(connection)
             self._applier = Applier(
                 connection,
                 pipeline=self._pipeline,
@@ -268,9 +266,7 @@ class PostgresTarget:
         return self._connection
 
     def _executing(self) -> Executor:
-        if self._executor is None:
-            raise TowlineError("the target is used before it was acquired")
-        return self._executor
+        return self._applying().executor
 
     def _applying(self) -> Applier:
         if self._applier is None:
@@ -286,8 +282,8 @@ class PostgresTarget:
         try:
             yield
         except psycopg.Error as error:
-            if self._executor is not None:
-                self._executor.abandon()
+            if self._applier is not None:
+                self._applier.executor.abandon()
             raise translate(error, "target") from error
         finally:
             self._calling = None

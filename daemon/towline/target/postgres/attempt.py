@@ -1,0 +1,311 @@
+"""One attempt at applying a piece in sets: which rows are staged, and which statements run over them, in which order.
+
+The order: what the target must be asked about rows with gaps; staging; all deletes, children before parents; then,
+parents before children, moves of rows to other keys, updates of rows with gaps, and whole rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from psycopg import RawCursor
+
+from towline.change import Piece, RowSet
+from towline.compact import Compacted, Move, Versions, compact, inserts_only
+from towline.frame import Frame
+from towline.target import ChunkLoad, Reread
+from towline.target.postgres.direct import Direct
+from towline.target.postgres.executor import Executor
+from towline.target.postgres.gaps import Gaps, Whole, names, without
+from towline.target.postgres.savepoints import Savepoints
+from towline.target.postgres.staging import Kind, Path, Shape, Staged, Stages
+from towline.target.postgres.stamps import Stamps
+from towline.target.postgres.tally import Tally
+from towline_transforms.dialect import postgres as dialect
+from towline_transforms.route import OnDelete, Route
+from towline_transforms.schema import TableName
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """What stays the same while a piece is applied, as a whole or by halves.
+
+    ``touched``: framed keys of the relation of ``prior`` that were changed before in this transaction.
+    """
+
+    stamps: Stamps
+    active: AbstractSet[str]
+    reread: Reread
+    prior: ChunkLoad | None
+    touched: AbstractSet[bytes] = frozenset()
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A relation's part of a piece, the routes that it goes to, and its stages. Those of single routes are by name."""
+
+    shape: Shape
+    rowset: RowSet
+    routes: tuple[Route, ...]
+    compacted: Compacted
+    direct: bool = False
+    gone: Staged | None = None
+    live: Staged | None = None
+    partial: list[Staged] = field(default_factory=list)
+    gaps: dict[str, Gaps] = field(default_factory=dict)
+    gone_but_moved: dict[str, Staged] = field(default_factory=dict)
+    fresh: dict[str, Staged] = field(default_factory=dict)
+
+
+class Attempts:
+    """Queues what applies a piece. ``routes``: parents first. ``current``: the route whose statement was queued
+    last.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        stages: Stages,
+        savepoints: Savepoints,
+        direct: Direct,
+        routes: Mapping[TableName, Sequence[Route]],
+        rank: Mapping[str, int],
+        shapes: Mapping[TableName, Shape],
+    ) -> None:
+        self._executor = executor
+        self._stages = stages
+        self._savepoints = savepoints
+        self._direct = direct
+        self._routes = routes
+        self._rank = rank
+        self._shapes = shapes
+        self._statements: dict[tuple[object, ...], str | None] = {}
+        self.current: Route | None = None
+
+    def queue(self, piece: Piece, job: Job) -> Tally:
+        """Queue everything; the tally can be read after a sync."""
+        works = [work for rowset in piece.rowsets if (work := self._work(rowset, job)) is not None]
+        for work in works:
+            self._close_gaps(work, job)
+        for work in works:
+            self._stage(work, job)
+        ordered = sorted(
+            ((self._rank[route.name], route, work) for work in works for route in work.routes), key=lambda each: each[0]
+        )
+        tally = Tally()
+        for _, route, work in reversed(ordered):
+            self._delete(route, work, tally)
+        for _, route, work in ordered:
+            self._write(route, work, job, tally)
+        return tally
+
+    def _work(self, rowset: RowSet, job: Job) -> _Work | None:
+        shape = self._shapes.get(rowset.relation.name)
+        routes = tuple(r for r in self._routes.get(rowset.relation.name, ()) if r.name in job.active)
+        if shape is None or not routes or not len(rowset):
+            return None
+        work = _Work(shape, rowset, routes, compact(rowset))
+        work.direct = len(routes) == 1 and inserts_only(rowset) and self._direct.wanted(routes[0], rowset)
+        return work
+
+    # ---- gaps ------------------------------------------------------------------------------------------------
+
+    def _close_gaps(self, work: _Work, job: Job) -> None:
+        """Find out which rows with gaps can be changed in place, and get the others whole."""
+        compacted, rowset = work.compacted, work.rowset
+        if not (compacted.partial or compacted.moves or len(compacted.reread)):
+            return
+        for slot, (_, versions) in enumerate(compacted.partial):
+            rows = job.stamps.append(versions.rows, rowset, versions.places, work.shape.pseudo)
+            work.partial.append(self._stages.load(work.shape, Kind.NUMBERED, rows, slot=slot))
+        checks: list[Callable[[], None]] = []
+        for route in work.routes:
+            work.gaps[route.name] = self._gaps(route, work, job, checks)
+        self._executor.sync()
+        for check in checks:
+            check()
+        whole = Whole(rowset, set().union(*(gaps.wanted for gaps in work.gaps.values())), job.reread)
+        whole.fill(compacted, job.prior, job.touched)
+        whole.read()
+        for slot, route in enumerate(work.routes):
+            versions = whole.versions(work.gaps[route.name].wanted)
+            if len(versions):
+                rows = job.stamps.append(versions.rows, rowset, versions.places, work.shape.pseudo)
+                work.fresh[route.name] = self._stages.load(work.shape, Kind.ROWS, rows, slot=slot + 1)
+
+    def _gaps(self, route: Route, work: _Work, job: Job, checks: list[Callable[[], None]]) -> Gaps:
+        """Ask the target which of the rows with gaps it has; ``checks`` are run when it has answered."""
+        gaps = Gaps(wanted=set(work.compacted.reread.places.tolist()))
+        for group, ((mask, versions), staged) in enumerate(zip(work.compacted.partial, work.partial, strict=True)):
+            places = versions.places.tolist()
+            if not dialect.survives(route, names(work.rowset, mask)):
+                gaps.updates.append(None)
+                gaps.wanted.update(places)
+                continue
+            gaps.updates.append(len(places))
+            cursor = self._run("absent", route, staged, dialect.absent)
+            checks.append(_absentees(gaps, group, places, cursor))
+        for move in work.compacted.moves:
+            if not dialect.movable(route):
+                gaps.wanted.add(move.place)
+                continue
+            cursor = self._run("present", route, self._origin(work, move, job), dialect.count_present)
+            checks.append(_moved(gaps, move, cursor))
+        return gaps
+
+    def _origin(self, work: _Work, move: Move, job: Job) -> Staged:
+        """The key that a row moves from, staged."""
+        width = len(work.rowset.relation.key)
+        key = Versions(Frame.of_rows([width.to_bytes(2, "big") + move.origin], width), np.array([move.place]))
+        return self._stages.load(work.shape, Kind.KEYS, self._keys(work, key, job), path=Path.VALUES)
+
+    # ---- staging ---------------------------------------------------------------------------------------------
+
+    def _keys(self, work: _Work, keys: Versions, job: Job) -> Frame:
+        time = ("_commit_time",) if work.shape.key_time else ()
+        return job.stamps.append(keys.rows, work.rowset, keys.places, time)
+
+    def _stage(self, work: _Work, job: Job) -> None:
+        """Stage keys to be deleted and whole rows."""
+        compacted = work.compacted
+        if len(compacted.gone) and any(route.on_delete is not OnDelete.IGNORE for route in work.routes):
+            work.gone = self._stages.load(work.shape, Kind.KEYS, self._keys(work, compacted.gone, job))
+        for slot, route in enumerate(work.routes):
+            if (gaps := work.gaps.get(route.name)) is not None and gaps.moves:
+                keys = self._keys(work, _gone_but_moved(compacted, gaps.moves), job)
+                work.gone_but_moved[route.name] = self._stages.load(work.shape, Kind.KEYS, keys, slot=slot + 1)
+        if not work.direct:
+            self._stage_live(work, job)
+
+    def _stage_live(self, work: _Work, job: Job) -> None:
+        live = work.compacted.live
+        if len(live):
+            rows = job.stamps.append(live.rows, work.rowset, live.places, work.shape.pseudo)
+            work.live = self._stages.load(work.shape, Kind.ROWS, rows)
+
+    # ---- statements ------------------------------------------------------------------------------------------
+
+    def _delete(self, route: Route, work: _Work, tally: Tally) -> None:
+        counts = tally.of(route)
+        compacted = work.compacted
+        counts.seen += compacted.seen
+        counts.superseded += compacted.superseded
+        if route.on_delete is OnDelete.IGNORE:
+            counts.filtered += len(compacted.gone)
+            return
+        counts.deleted += len(compacted.gone)
+        gone = work.gone_but_moved.get(route.name, work.gone)
+        if gone is not None:
+            self._run("delete", route, gone, dialect.delete)
+        if route.filtered:
+            stages = [work.live, work.fresh.get(route.name)]
+            if (gaps := work.gaps.get(route.name)) is not None:
+                stages += [s for s, count in zip(work.partial, gaps.updates, strict=True) if count is not None]
+            for staged in stages:
+                if staged is not None:
+                    self._run("unmade", route, staged, dialect.delete_unmade)
+
+    def _write(self, route: Route, work: _Work, job: Job, tally: Tally) -> None:
+        counts = tally.of(route)
+        if work.direct:
+            if self._copy(route, work):
+                counts.upserted += len(work.rowset)
+                return
+            work.direct = False
+            self._stage_live(work, job)
+        if (gaps := work.gaps.get(route.name)) is not None:
+            self._write_gaps(route, work, gaps, job, tally)
+        for staged in (work.live, work.fresh.get(route.name)):
+            if staged is not None:
+                cursor = self._run("upsert", route, staged, dialect.upsert)
+                if route.filtered:
+                    tally.made(route, len(staged), cursor)
+                else:
+                    counts.upserted += len(staged)
+
+    def _write_gaps(self, route: Route, work: _Work, gaps: Gaps, job: Job, tally: Tally) -> None:
+        counts = tally.of(route)
+        fresh = work.fresh.get(route.name)
+        counts.superseded += len(gaps.wanted) - (0 if fresh is None else len(fresh))
+        for move in gaps.moves:
+            self._move(route, work, move, job)
+            counts.upserted += 1
+        for (mask, _), staged, count in zip(work.compacted.partial, work.partial, gaps.updates, strict=True):
+            if count is not None:
+                cursor = self._run("update", route, staged, dialect.update, names(work.rowset, mask))
+                if route.filtered:
+                    tally.updated(route, count, cursor)
+                else:
+                    counts.upserted += count
+
+    def _move(self, route: Route, work: _Work, move: Move, job: Job) -> None:
+        """Give the target's row another key, and what changed with it."""
+        origin = self._origin(work, move, job)
+        row = Frame.of_rows([move.row], work.rowset.rows.width)
+        row = job.stamps.append(row, work.rowset, np.array([move.place]), work.shape.pseudo)
+        staged = self._stages.load(work.shape, Kind.ROWS, row, path=Path.VALUES)
+        missing = names(work.rowset, move.mask)
+        key = ("move", route.name, missing, *staged.key)
+        statement = self._statements.get(key)
+        if statement is None:
+            old_key = origin.sql(route, len(staged.parameters) + 1)
+            statement = self._statements[key] = dialect.move(route, staged.sql(route), missing, old_key)
+        self.current = route
+        self._executor.run(statement, (*staged.parameters, *origin.parameters), prepare=True)
+
+    def _copy(self, route: Route, work: _Work) -> bool:
+        """COPY new rows straight into the table. False: some are there already, or the like; nothing was done."""
+        self.current = route
+        statement = self._direct.statement(route, work.rowset)
+        refused = self._savepoints.attempt("towline_direct", lambda: self._executor.copy(statement, work.rowset.rows))
+        self._direct.noted(route, worked=refused is None)
+        return refused is None
+
+    def _run(
+        self, verb: str, route: Route, staged: Staged, build: Callable[..., str | None], *details: object
+    ) -> RawCursor[Any]:
+        """Queue a statement over a stage. Its text is made once and kept. The route must not ignore it."""
+        key = (verb, route.name, *details, *staged.key)
+        if key not in self._statements:
+            self._statements[key] = build(route, staged.sql(route), *details)
+        statement = self._statements[key]
+        assert statement is not None
+        self.current = route
+        return self._executor.run(statement, staged.parameters, prepare=staged.prepare)
+
+
+def _gone_but_moved(compacted: Compacted, moves: Sequence[Move]) -> Versions:
+    """What to delete when rows move in place: not where they come from, but what is left where they go."""
+    gone = compacted.gone
+    width = gone.rows.width
+    stays = without(gone, {move.origin for move in moves})
+    arrivals = Frame.of_rows([width.to_bytes(2, "big") + move.key for move in moves], width)
+    places = np.concatenate([stays.places, np.array([move.place for move in moves], dtype=np.int64)])
+    return Versions(Frame.concat([stays.rows, arrivals], width), places)
+
+
+def _absentees(gaps: Gaps, group: int, places: list[int], cursor: RawCursor[Any]) -> Callable[[], None]:
+    """Takes the rows that the target does not have out of a group of updates, when the answer is there."""
+
+    def check() -> None:
+        found = {places[number - 1] for (number,) in cursor.fetchall()}
+        gaps.updates[group] = len(places) - len(found)
+        gaps.wanted.update(found)
+
+    return check
+
+
+def _moved(gaps: Gaps, move: Move, cursor: RawCursor[Any]) -> Callable[[], None]:
+    """Sorts a move by whether the target has the row that moves, when the answer is there."""
+
+    def check() -> None:
+        if cursor.fetchall()[0][0]:
+            gaps.moves.append(move)
+        else:
+            gaps.wanted.add(move.place)
+
+    return check

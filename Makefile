@@ -8,6 +8,10 @@ PYTHON := $(VENV)/bin/python
 # A new file name when what is to be installed changes, or the directory: a virtual environment cannot be moved.
 STAMP := $(VENV)/installed-$(shell { pwd; cat pyproject.toml requirements.lock .ci/venv; } | cksum | cut -d ' ' -f 1)
 
+# Tryton has an environment of its own: it is driven as a source, and shares nothing with Towline.
+TRYTON_VENV := .venv-tryton
+TRYTON_STAMP := $(TRYTON_VENV)/installed-$(shell { pwd; cat tests/tryton/requirements.lock; } | cksum | cut -d ' ' -f 1)
+
 DEMO_ARGS ?=
 TEST_ARGS ?=
 # PostgreSQL 15 with wal2json comes from Debian: elsewhere those tests are left out, by name.
@@ -16,15 +20,16 @@ SELECTION := -m 'not debian'
 SELECTION_NOTE := @echo "On macOS the tests marked 'debian' are left out: they need Debian's PostgreSQL 15 with wal2json."
 endif
 
-.PHONY: help install demo test test-unit lint lock clean
+.PHONY: help install demo test test-unit test-tryton lint lock clean
 
 help:
 	@echo "make demo       a source under load, a hub and the daemon, live (DEMO_ARGS=\"--seconds 20\" bounds it)"
 	@echo "make test       all tests; as root on Debian it installs PostgreSQL 15 for them"
 	@echo "make test-unit  only those without I/O"
+	@echo "make test-tryton  a whole ERP as source, with the daemon killed while it works; some minutes"
 	@echo "make lint       ruff and mypy --strict"
-	@echo "make lock       write requirements.lock anew"
-	@echo "make clean      remove the virtual environment and caches"
+	@echo "make lock       write the lock files anew"
+	@echo "make clean      remove the virtual environments and caches"
 
 install: $(STAMP)
 
@@ -43,6 +48,18 @@ test: $(STAMP)
 test-unit: $(STAMP)
 	@$(PYTHON) -m pytest -q -ra tests/unit $(TEST_ARGS)
 
+test-tryton: $(STAMP) $(TRYTON_STAMP)
+	@.ci/postgresql-15
+	@$(PYTHON) -m pytest -q -ra tests/tryton $(TEST_ARGS)
+
+$(TRYTON_STAMP): $(STAMP)
+	@echo "Installing Tryton in $(TRYTON_VENV)"
+	@rm -rf $(TRYTON_VENV)
+	@$(PYTHON) -m venv $(TRYTON_VENV)
+	@$(TRYTON_VENV)/bin/python -m pip --disable-pip-version-check --no-input install -qq --require-hashes \
+		--requirement tests/tryton/requirements.lock </dev/null
+	@touch $@
+
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
@@ -51,5 +68,5 @@ lock: $(STAMP)
 	@.ci/lock $(PYTHON)
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TRYTON_VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find daemon transforms tests -name __pycache__ -type d -prune -exec rm -rf {} +

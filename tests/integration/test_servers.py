@@ -162,7 +162,7 @@ def test_sweep_spares_the_living() -> None:
 
 def test_sweep_ends_a_server_that_still_runs(scratch: Path, tmp_path: Path) -> None:
     """A server whose directory nobody holds any more is killed with it, but not another process of that number."""
-    dead = tmp_path / "towline-dead"
+    dead = tmp_path / "towline-scratch-dead"
     (dead / "s").mkdir(parents=True)
     (dead / "lock").touch()
     (dead / "s" / "data").mkdir()
@@ -171,7 +171,7 @@ def test_sweep_ends_a_server_that_still_runs(scratch: Path, tmp_path: Path) -> N
     worker = subprocess.Popen(waiting, stdin=subprocess.PIPE, cwd=dead / "s" / "data")
     with sleeper, worker:
         (dead / "s" / "data" / "postmaster.pid").write_text(f"{worker.pid}\n")
-        other = tmp_path / "towline-other"
+        other = tmp_path / "towline-scratch-other"
         (other / "s" / "data").mkdir(parents=True)
         (other / "lock").touch()
         (other / "s" / "data" / "postmaster.pid").write_text(f"{sleeper.pid}\n")

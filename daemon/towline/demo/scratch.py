@@ -19,7 +19,7 @@ from types import TracebackType
 
 from towline.demo.process import is_alive, working_directory
 
-PREFIX = "towline-"
+PREFIX = "towline-scratch-"
 #: Seconds after which a directory without a lock file is taken for a dead one, not for one being made.
 GRACE = 600.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import psycopg
 import pytest
@@ -54,9 +55,8 @@ IDENTITY = Identity("7123456789", 1, "erp", 180000)
 @pytest.fixture(params=["pg18", pytest.param("pg15", marks=pytest.mark.debian)])
 def ends(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterator[Ends]:
     server: Server = request.getfixturevalue(request.param)
-    both = Ends(new_database(server), new_database(server))
-    yield both
-    both.close()
+    with closing(Ends(new_database(server), new_database(server))) as both:
+        yield both
 
 
 def columns(connection: psycopg.Connection, table: str) -> list[tuple[object, ...]]:

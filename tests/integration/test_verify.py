@@ -122,16 +122,14 @@ class Pair:
 )
 def pair(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterator[Pair]:
     server: Server = request.getfixturevalue(request.param[0])
-    ends = Ends(new_database(server), new_database(server))
-    yield Pair(ends, request.param[1])
-    ends.close()
+    with closing(Ends(new_database(server), new_database(server))) as ends:
+        yield Pair(ends, request.param[1])
 
 
 @pytest.fixture
 def pair18(pg18: Server, new_database: NewDatabase) -> Iterator[Pair]:
-    ends = Ends(new_database(pg18), new_database(pg18))
-    yield Pair(ends)
-    ends.close()
+    with closing(Ends(new_database(pg18), new_database(pg18))) as ends:
+        yield Pair(ends)
 
 
 def found(report: RouteReport) -> dict[str, list[tuple[str | None, ...]]]:

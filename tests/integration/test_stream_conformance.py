@@ -760,6 +760,20 @@ class TestPgoutput:
         with pytest.raises(NotSetUp):
             source.open(source.relations("public.t"), publication="no such publication")
 
+    @pytest.mark.parametrize(
+        ("changed", "named"),
+        [
+            ("DROP PUBLICATION pub; CREATE PUBLICATION pub FOR TABLE other", "public.t"),
+            ("ALTER PUBLICATION pub SET (publish = 'insert, update, truncate')", "deletes"),
+        ],
+    )
+    def test_publication_lacks_something(self, source: Source, changed: str, named: str) -> None:
+        """What a publication leaves out would be lost without a word."""
+        source.set_up(T + "; CREATE TABLE other (id int PRIMARY KEY)")
+        source.run(changed)
+        with pytest.raises(NotSetUp, match=named):
+            source.open(source.relations("public.t"))
+
     def test_publication_dropped(self, source: Source) -> None:
         """Also when it goes away later."""
         source.set_up(T)

@@ -28,8 +28,8 @@ from towline.source.postgres import few_tuples, tuples
 
 #: Fewer tuples than this are framed one by one.
 FEW = 40
-#: As many tuples are framed together: what is worked on then stays in the processor's cache.
-BLOCK = 4096
+#: As many values are framed together: what is worked on then stays in the processor's cache, however wide the table.
+BLOCK = 40_000
 
 
 class Batch(Protocol):
@@ -76,7 +76,8 @@ class TupleBatch:
         count = len(self.messages)
         if count < FEW:
             return few_tuples.row_set(self.layout, self.messages, self.orders, self.at)
-        spans = [slice(begin, begin + BLOCK) for begin in range(0, count, BLOCK)]
+        block = max(FEW, BLOCK // len(self.layout.places))
+        spans = [slice(begin, begin + block) for begin in range(0, count, block)]
         return _join([tuples.row_set(self.layout, self.messages[span], self.orders[span], self.at) for span in spans])
 
 

@@ -16,6 +16,7 @@ server waits. Status updates go out all the while, each with the acknowledged po
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import sys
@@ -84,7 +85,7 @@ class PostgresStream:
             self._decoder: pgoutput.Decoder | wal2json.Decoder
             self._gatherer: Gatherer[TupleBatch] | Gatherer[RowBatch]
             if plugin == "pgoutput":
-                self._walsender.check_publication(publication)
+                self._walsender.check_publication(publication, routed)
                 binary = any(relation.format is Format.BINARY for relation in relations)
                 options = pgoutput.options(publication, Format.BINARY if binary else Format.TEXT)
                 tuples = Gatherer[TupleBatch](start)
@@ -114,7 +115,7 @@ class PostgresStream:
         # The reader's own.
         self._told = 0  # the newest keepalive's position, with everything before it decoded
         self._reported = -1
-        self._status_at = 0.0
+        self._status_at = -math.inf
         self._heard_at = time.monotonic()
 
         self._wake_out, self._wake_in = os.pipe()
@@ -254,7 +255,7 @@ class PostgresStream:
         if self._gatherer.open is None:
             self._told = max(self._told, position)
         if message[17]:
-            self._status_at = 0.0
+            self._status_at = -math.inf
             self._report()
         return position
 

@@ -48,7 +48,11 @@ _SLOT = """
     SELECT slot_type, plugin, database, wal_status, active_pid, pg_catalog.current_database()
     FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot}
 """
-_PUBLICATION = "SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = {name}"
+_PUBLICATION = """
+    SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate
+    FROM pg_catalog.pg_publication WHERE pubname = {name}
+"""
+_PUBLISHED = "SELECT schemaname, tablename FROM pg_catalog.pg_publication_tables WHERE pubname = {name}"
 _PARTITIONED = """
     SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'p' AND (n.nspname, c.relname) IN ({names})
@@ -107,10 +111,24 @@ class Walsender:
         if active_pid is not None:
             raise errors.SlotInUse(f"the process {active_pid} is streaming from the replication slot {slot}")
 
-    def check_publication(self, publication: str) -> None:
-        """Raises NotSetUp: servers from 18 on do without a missing publication, that is, send nothing."""
-        if not self._query(sql.SQL(_PUBLICATION).format(name=sql.Literal(publication))):
+    def check_publication(self, publication: str, routed: Routed) -> None:
+        """Raises NotSetUp when it is missing (servers from 18 on would do without it), or does not publish all changes
+        of all relations: what is not published would be lost without a word.
+        """
+        name = sql.Literal(publication)
+        found = self._query(sql.SQL(_PUBLICATION).format(name=name))
+        if not found:
             raise errors.NotSetUp(f"there is no publication {publication}")
+        if not found[0][0]:
+            raise errors.NotSetUp(
+                f"the publication {publication} does not publish inserts, updates, deletes and truncates"
+            )
+        rows = self._query(sql.SQL(_PUBLISHED).format(name=name))
+        published = {TableName(str(schema), str(table)) for schema, table in rows}
+        for relation in routed.relations:
+            # Without publish_via_partition_root, the partitions are listed in place of the table.
+            if relation.name not in published and not published.intersection(relation.table.partitions):
+                raise errors.NotSetUp(f"the publication {publication} does not publish {relation.name}")
 
     def any_partitioned(self, names: list[tuple[str, str]]) -> bool:
         """Whether a table of those (schema, name) is partitioned."""

@@ -14,7 +14,7 @@ Row sets without such gaps, by far the most, are handled without a loop over row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,8 @@ def compact(rowset: RowSet) -> Compacted:
     rows, ops = rowset.rows, rowset.ops
     if inserts_only(rowset):
         return _grouped(rowset, np.arange(len(rowset), dtype=np.int64), {}, {}, ())
+    if len(ops) == 1:
+        return _grouped(rowset, np.zeros(1, dtype=np.int64), rowset.missing, {}, (), frozenset(rowset.unknown))
     keys = rows.keys(rowset.relation.key)
     last = dict(zip(keys, range(len(keys)), strict=True))
     places = np.fromiter(last.values(), dtype=np.int64, count=len(last))
@@ -136,7 +138,7 @@ def compact(rowset: RowSet) -> Compacted:
 def _grouped(
     rowset: RowSet,
     places: Ints,
-    masks: dict[int, int],
+    masks: Mapping[int, int],
     changed: dict[int, bytes],
     moves: Sequence[Move],
     lost: frozenset[int] = frozenset(),

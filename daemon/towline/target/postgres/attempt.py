@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from psycopg import RawCursor
 
 from towline.change import Piece, RowSet
 from towline.compact import Compacted, Move, Versions, compact, inserts_only
 from towline.frame import Frame
 from towline.target import ChunkLoad, Reread
 from towline.target.postgres.direct import Direct
-from towline.target.postgres.executor import Executor
+from towline.target.postgres.executor import Executor, Outcome
 from towline.target.postgres.gaps import Gaps, Whole, names, without
 from towline.target.postgres.savepoints import Savepoints
 from towline.target.postgres.staging import Kind, Path, Shape, Staged, Stages
@@ -147,14 +145,14 @@ class Attempts:
                 gaps.wanted.update(places)
                 continue
             gaps.updates.append(len(places))
-            cursor = self._run("absent", route, staged, dialect.absent)
-            checks.append(_absentees(gaps, group, places, cursor))
+            outcome = self._run("absent", route, staged, dialect.absent)
+            checks.append(_absentees(gaps, group, places, outcome))
         for move in work.compacted.moves:
             if not dialect.movable(route):
                 gaps.wanted.add(move.place)
                 continue
-            cursor = self._run("present", route, self._origin(work, move, job), dialect.count_present)
-            checks.append(_moved(gaps, move, cursor))
+            outcome = self._run("present", route, self._origin(work, move, job), dialect.count_present)
+            checks.append(_moved(gaps, move, outcome))
         return gaps
 
     def _origin(self, work: _Work, move: Move, job: Job) -> Staged:
@@ -221,9 +219,9 @@ class Attempts:
             self._write_gaps(route, work, gaps, job, tally)
         for staged in (work.live, work.fresh.get(route.name)):
             if staged is not None:
-                cursor = self._run("upsert", route, staged, dialect.upsert)
+                outcome = self._run("upsert", route, staged, dialect.upsert)
                 if route.filtered:
-                    tally.made(route, len(staged), cursor)
+                    tally.made(route, len(staged), outcome)
                 else:
                     counts.upserted += len(staged)
 
@@ -236,9 +234,9 @@ class Attempts:
             counts.upserted += 1
         for (mask, _), staged, count in zip(work.compacted.partial, work.partial, gaps.updates, strict=True):
             if count is not None:
-                cursor = self._run("update", route, staged, dialect.update, names(work.rowset, mask))
+                outcome = self._run("update", route, staged, dialect.update, names(work.rowset, mask))
                 if route.filtered:
-                    tally.updated(route, count, cursor)
+                    tally.updated(route, count, outcome)
                 else:
                     counts.upserted += count
 
@@ -267,7 +265,7 @@ class Attempts:
 
     def _run(
         self, verb: str, route: Route, staged: Staged, build: Callable[..., str | None], *details: object
-    ) -> RawCursor[Any]:
+    ) -> Outcome:
         """Queue a statement over a stage. Its text is made once and kept. The route must not ignore it."""
         key = (verb, route.name, *details, *staged.key)
         if key not in self._statements:
@@ -288,22 +286,22 @@ def _gone_but_moved(compacted: Compacted, moves: Sequence[Move]) -> Versions:
     return Versions(Frame.concat([stays.rows, arrivals], width), places)
 
 
-def _absentees(gaps: Gaps, group: int, places: list[int], cursor: RawCursor[Any]) -> Callable[[], None]:
+def _absentees(gaps: Gaps, group: int, places: list[int], outcome: Outcome) -> Callable[[], None]:
     """Takes the rows that the target does not have out of a group of updates, when the answer is there."""
 
     def check() -> None:
-        found = {places[number - 1] for (number,) in cursor.fetchall()}
+        found = {places[int(row[0] or 0) - 1] for row in outcome.rows}
         gaps.updates[group] = len(places) - len(found)
         gaps.wanted.update(found)
 
     return check
 
 
-def _moved(gaps: Gaps, move: Move, cursor: RawCursor[Any]) -> Callable[[], None]:
+def _moved(gaps: Gaps, move: Move, outcome: Outcome) -> Callable[[], None]:
     """Sorts a move by whether the target has the row that moves, when the answer is there."""
 
     def check() -> None:
-        if cursor.fetchall()[0][0]:
+        if outcome.rows[0][0] != "0":
             gaps.moves.append(move)
         else:
             gaps.wanted.add(move.place)

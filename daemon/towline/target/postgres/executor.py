@@ -1,44 +1,87 @@
 """Runs statements so that few of them wait for an answer.
 
-Statements are queued (libpq's pipeline mode) and their results looked at once, at `Executor.sync`. COPY cannot be
-queued: it ends the queue first. Either way, the order is the order of the calls.
+Statements are queued in libpq's pipeline mode, sent in one go and their results looked at once, at `Executor.sync`.
+COPY cannot be queued: it ends the queue first. Either way, the order is the order of the calls.
+
+This is done on `psycopg.pq`, since psycopg's own pipeline mode sends, and looks for answers, with every statement: for
+a batch of one row that is most of its cost.
+
+Source: https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
 """
 
 from __future__ import annotations
 
+import select
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-from psycopg import RawCursor
+from psycopg import RawCursor, pq
+from psycopg.adapt import PyFormat, Transformer
 
 from towline.frame import COPY_HEADER, COPY_TRAILER, Frame
 
 #: How much of a COPY is handed to libpq at once (bytes).
 _WRITE = 1 << 20
+#: Statements that are kept prepared at the server; a route has a handful.
+_PREPARED = 500
+#: A queue of so many statements is sent and answered, so that neither end's buffers fill up with it.
+_QUEUE = 256
+
+_GOOD = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
+
+
+_Key = tuple[str, tuple[int, ...]]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a statement's result tells, once the queue was synced."""
+
+    rowcount: int = -1
+    rows: list[tuple[str | None, ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A command whose result is to come. ``prepares``: the statement that it prepares."""
+
+    outcome: Outcome | None
+    prepares: _Key | None = None
 
 
 class Executor:
-    """Queues statements on a connection. Any call may raise the psycopg.Error of an earlier one.
+    """Queues statements on a connection in autocommit mode. Any call may raise the psycopg.Error of an earlier one.
 
     With ``queueing`` False, each statement waits for its result, so that the one that fails is known.
     """
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
-        self._pipeline: AbstractContextManager[Any] | None = None
+        self._pgconn = connection.pgconn
+        self._sent: list[_Sent] = []
+        # Names by statement and types (those of an int depend on its size), in the order of their last use.
+        self._prepared: dict[_Key, bytes] = {}
+        self._names = 0
         self.queueing = True
 
-    def run(self, statement: str, parameters: Sequence[object] = (), *, prepare: bool = False) -> RawCursor[Any]:
-        """Queue a statement (``$1`` parameters). What the cursor returned tells is there after `sync`."""
-        if self.queueing and self._pipeline is None:
-            pipeline = self._connection.pipeline()
-            pipeline.__enter__()
-            self._pipeline = pipeline
-        cursor = RawCursor(self._connection)
-        cursor.execute(statement.encode(), parameters or None, prepare=prepare)
-        return cursor
+    def run(self, statement: str, parameters: Sequence[object] = (), *, prepare: bool = False) -> Outcome:
+        """Queue a statement (``$1`` parameters). The outcome is filled by `sync`."""
+        outcome = Outcome()
+        if not self._sent and self._pgconn.pipeline_status == pq.PipelineStatus.OFF:
+            self._pgconn.enter_pipeline_mode()
+        values, types, formats = self._dump(parameters)
+        if prepare:
+            name = self._prepare(statement, types)
+            self._pgconn.send_query_prepared(name, values, formats)
+        else:
+            self._pgconn.send_query_params(statement.encode(), values, types, formats)
+        self._sent.append(_Sent(outcome))
+        if not self.queueing or len(self._sent) >= _QUEUE:
+            self.sync()
+        return outcome
 
     def copy(self, statement: str, frame: Frame) -> None:
         """COPY … FROM STDIN (FORMAT binary) of the rows."""
@@ -53,11 +96,79 @@ class Executor:
 
     def sync(self) -> None:
         """Wait for everything queued. Raises the first error; the statements after it were skipped by the server."""
-        if self._pipeline is not None:
-            pipeline, self._pipeline = self._pipeline, None
-            pipeline.__exit__(None, None, None)
+        if self._pgconn.pipeline_status == pq.PipelineStatus.OFF:
+            return
+        self._pgconn.pipeline_sync()
+        sent, self._sent = self._sent, []
+        failed: psycopg.Error | None = None
+        for command in sent:
+            result = self._result()
+            if result is None:
+                raise psycopg.OperationalError("the server gave no result")
+            while self._result() is not None:
+                pass
+            if result.status in _GOOD:
+                _fill(command.outcome, result)
+                continue
+            if command.prepares is not None:
+                self._prepared.pop(command.prepares, None)
+            if failed is None and result.status != pq.ExecStatus.PIPELINE_ABORTED:
+                failed = psycopg.errors.error_from_result(result, encoding="utf-8")
+        self._result()  # that of the sync
+        self._pgconn.exit_pipeline_mode()
+        if failed is not None:
+            raise failed
 
     def abandon(self) -> None:
         """After an error: end the queue, whatever becomes of it."""
         with suppress(psycopg.Error):
             self.sync()
+
+    def _dump(
+        self, parameters: Sequence[object]
+    ) -> tuple[Sequence[Any] | None, Sequence[int] | None, Sequence[int] | None]:
+        """Values, types and formats, as libpq takes them."""
+        if not parameters:
+            return None, None, None
+        transformer = Transformer.from_context(self._connection)
+        values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
+        return values, transformer.types, transformer.formats
+
+    def _prepare(self, statement: str, types: Sequence[int] | None) -> bytes:
+        """The name of a prepared statement, prepared if need be; the one not used for longest makes room."""
+        key = statement, tuple(types or ())
+        if key in self._prepared:
+            name = self._prepared.pop(key)
+        else:
+            if len(self._prepared) >= _PREPARED:
+                oldest = next(iter(self._prepared))
+                self._pgconn.send_query_params(b"DEALLOCATE " + self._prepared.pop(oldest), None)
+                self._sent.append(_Sent(None))
+            self._names += 1
+            name = f"towline_{self._names}".encode()
+            self._pgconn.send_prepare(name, statement.encode(), types)
+            self._sent.append(_Sent(None, prepares=key))
+        self._prepared[key] = name
+        return name
+
+    def _result(self) -> pq.abc.PGresult | None:
+        """The next result, waited for; None between the results of two commands."""
+        pgconn = self._pgconn
+        flushing = pgconn.flush()
+        while pgconn.is_busy():
+            poll = select.poll()
+            poll.register(pgconn.socket, select.POLLIN | (select.POLLOUT if flushing else 0))
+            for _, events in poll.poll():
+                if events & ~select.POLLOUT:
+                    pgconn.consume_input()
+            flushing = pgconn.flush()
+        return pgconn.get_result()
+
+
+def _fill(outcome: Outcome | None, result: pq.abc.PGresult) -> None:
+    if outcome is None:
+        return
+    outcome.rowcount = result.command_tuples or 0
+    for row in range(result.ntuples):
+        values = (result.get_value(row, column) for column in range(result.nfields))
+        outcome.rows.append(tuple(None if value is None else value.decode() for value in values))

@@ -44,8 +44,6 @@ _IDLE = 60_000
 _LOCK_WAIT = 30_000
 #: How often a standby tries for the lock (seconds).
 _POLL = 0.2
-#: Statements that are kept prepared; a route has a handful.
-_PREPARED = 500
 
 _SETTINGS = {
     "idle_in_transaction_session_timeout": _IDLE,
@@ -113,11 +111,11 @@ class PostgresTarget:
             connection = self._connected()
             executor = self._executing()
             try:
-                cursor = executor.run(*self._control.raise_epoch())
+                raised = executor.run(*self._control.raise_epoch())
                 executor.sync()
             except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
                 raise NotSetUp(f"the target has no control tables in schema {self._schema}", sqlstate="42P01") from None
-            checkpoint = control.read_checkpoint(connection, self._schema, self._pipeline) if cursor.rowcount else None
+            checkpoint = control.read_checkpoint(connection, self._schema, self._pipeline) if raised.rowcount else None
             if checkpoint is None:
                 raise NotSetUp(f"the target has no checkpoint of pipeline {self._pipeline}")
             self._epoch, self._position = checkpoint.epoch, checkpoint.position
@@ -216,10 +214,9 @@ class PostgresTarget:
         held = executor.run(*self._control.hold(self._epoch), prepare=True)
         executor.run("SET CONSTRAINTS ALL DEFERRED")
         executor.sync()
-        row = held.fetchone()
-        if row is None:
+        if not held.rows:
             raise self._fenced()
-        self._position = parse_lsn(row[0])
+        self._position = parse_lsn(held.rows[0][0] or "")
         applier.begin()
 
     def _finish(self, executor: Executor, position: int, commit_time: datetime | None) -> None:
@@ -254,7 +251,6 @@ class PostgresTarget:
                 settings["idle_session_timeout"] = _IDLE
             for name, value in settings.items():
                 connection.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
-            connection.prepared_max = _PREPARED
             self._applier = Applier(
                 connection,
                 pipeline=self._pipeline,

@@ -56,19 +56,24 @@ class LiveDisplay:
 
 
 class PlainDisplay:
-    """One line every INTERVAL seconds."""
+    """One line every INTERVAL seconds, and one for how it ended."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._before: tuple[float, int] | None = None
+        self._unseen: tuple[Status, float, str] | None = None
 
     def show(self, status: Status, now: float, doing: str) -> None:
         """Print a line, if it is time."""
-        rows = sum(route.counts.seen for route in status.routes)
         if self._before is not None and now - self._before[0] < INTERVAL:
-            return
+            self._unseen = (status, now, doing)
+        else:
+            self._print(status, now, doing)
+
+    def _print(self, status: Status, now: float, doing: str) -> None:
+        rows = sum(route.counts.seen for route in status.routes)
         rate = (rows - self._before[1]) / (now - self._before[0]) if self._before is not None else 0.0
-        self._before = (now, rows)
+        self._before, self._unseen = (now, rows), None
         self._console.print(line(status, rows, rate, doing), markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> PlainDisplay:
@@ -77,7 +82,8 @@ class PlainDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        return
+        if self._unseen is not None:
+            self._print(*self._unseen)
 
 
 def line(status: Status, rows: int, rate: float, doing: str) -> str:

@@ -11,6 +11,7 @@ Source: https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
 
 from __future__ import annotations
 
+import itertools
 import select
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,6 +33,9 @@ _QUEUE = 256
 
 _GOOD = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 
+
+#: Several executors may share a session: what each makes there has its number in its name.
+_numbers = itertools.count(1)
 
 _Key = tuple[str, tuple[int, ...]]
 
@@ -55,7 +59,8 @@ class _Sent:
 class Executor:
     """Queues statements on a connection in autocommit mode. Any call may raise the psycopg.Error of an earlier one.
 
-    With ``queueing`` False, each statement waits for its result, so that the one that fails is known.
+    ``number`` is its own among the executors of the process. With ``queueing`` False, each statement waits for its
+    result, so that the one that fails is known.
     """
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
@@ -65,6 +70,7 @@ class Executor:
         # Names by statement and types (those of an int depend on its size), in the order of their last use.
         self._prepared: dict[_Key, bytes] = {}
         self._names = 0
+        self.number = next(_numbers)
         self.queueing = True
 
     def run(self, statement: str, parameters: Sequence[object] = (), *, prepare: bool = False) -> Outcome:
@@ -145,7 +151,7 @@ class Executor:
                 self._pgconn.send_query_params(b"DEALLOCATE " + self._prepared.pop(oldest), None)
                 self._sent.append(_Sent(None))
             self._names += 1
-            name = f"towline_{self._names}".encode()
+            name = f"towline_{self.number}_{self._names}".encode()
             self._pgconn.send_prepare(name, statement.encode(), types)
             self._sent.append(_Sent(None, prepares=key))
         self._prepared[key] = name

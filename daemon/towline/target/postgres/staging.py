@@ -183,7 +183,7 @@ class Stages:
     def _table(self, shape: Shape, kind: Kind, slot: int) -> str:
         """The name of a temporary table, made if need be; the one not used for longest makes room."""
         number = self._numbers.setdefault(shape.relation.name, len(self._numbers))
-        name = f"towline_{number}_{kind}" + (f"_{slot}" if slot else "")
+        name = f"towline_{self._executor.number}_{number}_{kind}" + (f"_{slot}" if slot else "")
         if name in self._made:
             del self._made[name]
         else:

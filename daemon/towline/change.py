@@ -188,7 +188,7 @@ class Chunk:
     """Rows of one relation, read from the table in key order in one source snapshot.
 
     ``upto`` is the key of the last row, from which the next chunk goes on; None when there is no next one.
-    ``high``: the source's log position read just after the snapshot: all that the snapshot sees is before it.
+    ``high``: a position of the source's log, flushed, before which all ends that the snapshot sees.
     """
 
     relation: Relation

@@ -44,7 +44,10 @@ class Prepared:
     def findings(self) -> list[Finding]:
         """What `check` has to say beyond the routes: settings, privileges and plugin of the source, types of the target."""
         config = self.config.source
-        found = source_setup.check(self.source, plugin=config.plugin, relations=self.relations, slot=config.slot)
+        publication = config.publication if config.plugin == "pgoutput" else None
+        found = source_setup.check(
+            self.source, self.relations, plugin=config.plugin, slot=config.slot, publication=publication
+        )
         return found + [
             Finding(problem.kind.code, True, f"route {problem.route}: {problem.detail}", problem.remedy)
             for problem in _target_plan(self).problems
@@ -152,7 +155,7 @@ def _source_steps(prepared: Prepared) -> list[Step]:
     config = prepared.config.source
     return source_setup.plan(
         prepared.source,
-        relations=prepared.relations,
+        prepared.relations,
         slot=config.slot,
         publication=config.publication,
         plugin=config.plugin,

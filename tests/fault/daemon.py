@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     config = load(path)
-    configure(config.log)
+    configure(config.log.format, config.log.level)
     try:
         return run(path, announce=announce)
     except TowlineError as error:

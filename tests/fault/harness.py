@@ -132,8 +132,8 @@ class Fault:
         """`towline verify` finds nothing, an independent comparison agrees, and the ledger balances."""
         with plan.prepare(self.config) as prepared:
             report = verify(prepared)
-        assert (report.differences, report.unsettled) == (0, 0), report
-        assert report.compared > 0
+        assert (report.differing, report.unsettled) == (0, 0), report
+        assert report.rows > 0
         for table, key in (("item", "id"), ("sale", "id"), ("stock", "warehouse, sku")):
             query = f"SELECT count(*), md5(string_agg(t::text, chr(10) ORDER BY {key})) FROM {{}}.{table} t"
             assert self.at_hub(query.format("replica")) == self.at_source(query.format("public")), table

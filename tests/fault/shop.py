@@ -63,7 +63,7 @@ routes:
 def fill(connection: psycopg.Connection, rows: int) -> None:
     """Rows that are there before the daemon is."""
     connection.execute(
-        "INSERT INTO item SELECT n, 'sku-' || n, n * 1.10, CASE WHEN n % 10 = 0 THEN repeat(md5(n::text), 200) END,"
+        "INSERT INTO item SELECT n, 'sku-' || n, n * 1.10, CASE WHEN n %% 10 = 0 THEN repeat(md5(n::text), 200) END,"
         " jsonb_build_object('n', n) FROM generate_series(1, %s) n",
         (rows,),
     )

@@ -101,7 +101,7 @@ def test_every_kind_of_change(made: Line, server: str, plugin: str) -> None:
     made.run()
     for table in tables:
         made.same(table, f"replica.{table}", "1")
-    assert made.verify().differences == 0
+    assert made.verify().differing == 0
 
 
 @PLUGINS
@@ -187,7 +187,7 @@ def test_select_routes(pg18: Server, hub18: Server, new_database: NewDatabase, t
     line.run()
     assert found() == expected()
     assert line.at_hub("SELECT id FROM hub.seen WHERE gone ORDER BY id") == [(7,), (9,)]
-    assert line.verify().differences == 0
+    assert line.verify().differing == 0
     columns = line.at_source("SELECT unnest(attnames) FROM pg_publication_tables WHERE pubname = %s", line.config.source.publication)
     assert sorted(columns) == [("amount",), ("id",), ("party",), ("state",)], "only referenced columns travel"
 
@@ -262,4 +262,4 @@ def test_a_table_added_later(made: Line) -> None:
     made.run()
     assert made.same("one", "replica.one") == 51
     assert made.same("two", "replica.two") == 111
-    assert made.verify().differences == 0
+    assert made.verify().differing == 0

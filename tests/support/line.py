@@ -15,7 +15,8 @@ from towline import plan
 from towline.config import PipelineConfig, load
 from towline.metrics import Metrics
 from towline.replication import Replication
-from towline.verify import Report, verify
+from towline.differences import Report
+from towline.verify import verify
 
 _numbers = itertools.count(1)
 
@@ -85,6 +86,6 @@ class Line:
 
 def _run(dsn: str, statement: str | sql.Composable, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     with psycopg.connect(dsn) as connection:
-        text = statement if isinstance(statement, sql.Composable) else statement.encode()
+        text = statement.as_bytes(connection) if isinstance(statement, sql.Composable) else statement.encode()
         cursor = connection.execute(text, parameters or None)
         return cursor.fetchall() if cursor.description is not None else []

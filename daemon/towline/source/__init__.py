@@ -112,7 +112,7 @@ class Tables(Protocol):
         """The slot as it is now."""
 
     def position(self) -> int:
-        """The end of the log now: every commit that has returned to its client ends at or before it."""
+        """The end of the log now, as far as it is flushed: every commit that cannot be lost ends at or before it."""
 
     def visibility(self) -> Visibility:
         """A snapshot taken now."""

@@ -12,8 +12,6 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 
 import psycopg
 from psycopg import sql
@@ -25,6 +23,7 @@ from towline.frame import Frame
 from towline.postgres import catalog, session, statements
 from towline.source import Identity, SlotState
 from towline.source.postgres import rows
+from towline.source.postgres.high import High, Look
 from towline.source.postgres.key_order import EQUAL, KeyOrder, base_type, column_sql, type_sql
 from towline_transforms.schema import Catalog, Column, TableName, TypeKind
 
@@ -46,14 +45,6 @@ _TEXT_ARRAY_OID = 1009
 _SECONDS_TO_CLOSE = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What a transaction sees, and the log's position just after that was settled."""
-
-    visibility: Visibility
-    position: int
-    at: datetime
-
 
 class PostgresTables:
     """One session with the source. Calls of several threads wait for each other; `close` ends one under way.
@@ -68,6 +59,7 @@ class PostgresTables:
         self._lock = threading.Lock()
         self._orders: dict[tuple[TableName, tuple[str, ...]], KeyOrder] = {}
         self._connection = session.connect(dsn, application_name=f"towline {slot}", side="source")
+        self._high = High(self._flushed, self._writer_delay)
 
     # ---- The server ----------------------------------------------------------------------------------------------
 
@@ -85,9 +77,9 @@ class PostgresTables:
         return SlotState(False) if row is None else SlotState(True, *row)
 
     def position(self) -> int:
-        """The end of the log now."""
-        with self._session() as connection:
-            return _look(connection).position
+        """The end of the log now, as far as it is flushed."""
+        with self._session():
+            return self._flushed()
 
     def visibility(self) -> Visibility:
         """A snapshot taken now."""
@@ -117,7 +109,7 @@ class PostgresTables:
                 found, cut = rows.copy_out(connection, _copy(statement, connection), self._max_chunk_bytes)
             frame = Frame.of_rows(found, len(relation.columns))
             upto = _last_key(connection, relation, frame) if cut or len(frame) == limit else None
-            return Chunk(relation, frame, upto, look.visibility, look.position, look.at)
+            return Chunk(relation, frame, upto, look.visibility, self._high.of(look), look.at)
 
     def between(self, relation: Relation, after: Cursor | None, upto: Cursor | None) -> Chunk:
         """All rows after ``after`` and up to and with ``upto``; the chunk's ``upto`` is that bound."""
@@ -129,7 +121,7 @@ class PostgresTables:
             with _snapshot(connection) as look:
                 found, _ = rows.copy_out(connection, _copy(statement, connection))
             frame = Frame.of_rows(found, len(relation.columns))
-            return Chunk(relation, frame, upto, look.visibility, look.position, look.at)
+            return Chunk(relation, frame, upto, look.visibility, self._high.of(look), look.at)
 
     def fetch(self, relation: Relation, keys: Frame) -> Chunk:
         """The present rows of those keys, in any order."""
@@ -146,7 +138,7 @@ class PostgresTables:
                     )
                     frames.append(_fetch(connection, relation, order, part, flat))
             frame = Frame.concat(frames, width) if frames else Frame.empty(width)
-            return Chunk(relation, frame, None, look.visibility, look.position, look.at)
+            return Chunk(relation, frame, None, look.visibility, self._high.of(look), look.at)
 
     def close(self) -> None:
         """End the connection; a call under way in another thread fails with SourceUnavailable."""
@@ -167,6 +159,17 @@ class PostgresTables:
         with self._lock, session.translating("source"):
             yield self._connection
 
+    def _flushed(self) -> int:
+        row = self._connection.execute(_SQL["flushed"]).fetchone()
+        assert row is not None
+        position: int = row[0]
+        return position
+
+    def _writer_delay(self) -> float:
+        row = self._connection.execute(_SQL["writer_delay"]).fetchone()
+        assert row is not None
+        return float(row[0]) / 1000
+
     def _order(self, relation: Relation) -> KeyOrder:
         key = relation.name, relation.table.identity
         order = self._orders.get(key)
@@ -175,20 +178,20 @@ class PostgresTables:
         return order
 
 
-def _look(connection: psycopg.Connection) -> _Look:
+def _look(connection: psycopg.Connection) -> Look:
     row = connection.execute(_SQL["look"]).fetchone()
     assert row is not None
-    snapshot, in_recovery, position, at = row
+    snapshot, in_recovery, position, flushed, at = row
     xmin, xmax, in_progress = snapshot.split(":")
     if in_recovery:
         # A standby does not list the transactions in progress: only what is below all of them is surely visible.
-        return _Look(Visibility(int(xmin), int(xmin)), position, at)
+        return Look(Visibility(int(xmin), int(xmin)), position, flushed, at)
     listed = frozenset(map(int, in_progress.split(","))) if in_progress else frozenset()
-    return _Look(Visibility(int(xmin), int(xmax), listed), position, at)
+    return Look(Visibility(int(xmin), int(xmax), listed), position, flushed, at)
 
 
 @contextmanager
-def _snapshot(connection: psycopg.Connection) -> Iterator[_Look]:
+def _snapshot(connection: psycopg.Connection) -> Iterator[Look]:
     """A transaction that sees one snapshot throughout."""
     connection.execute(_BEGIN)
     try:

@@ -27,14 +27,27 @@ WHERE s.slot_name = %(slot)s
 ;
 
 -- name: look
--- The snapshot is taken before the position is read: all that it sees was logged before that.
+-- The snapshot is taken before the positions are read: all that it sees was logged before the first of them.
 SELECT
   pg_current_snapshot()::text,
   pg_is_in_recovery(),
   coalesce(pg_wal_lsn_diff(
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END, '0/0'), 0
   )::bigint,
+  coalesce(pg_wal_lsn_diff(
+    CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END, '0/0'), 0
+  )::bigint,
   clock_timestamp()
+;
+
+-- name: flushed
+SELECT coalesce(pg_wal_lsn_diff(
+  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END, '0/0'), 0)::bigint
+;
+
+-- name: writer_delay
+-- In milliseconds.
+SELECT setting::int FROM pg_settings WHERE name = 'wal_writer_delay'
 ;
 
 -- name: root

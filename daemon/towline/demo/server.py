@@ -245,6 +245,9 @@ class Server:
             (self.directory / "password").unlink(missing_ok=True)
         if done.returncode != 0:
             raise ServerFailed(f"initdb failed:\n{done.stdout}")
+        # After what initdb found out about this machine, such as which kind of shared memory it has.
+        with open(self.data / "postgresql.conf", "a") as settings:
+            settings.write("\ninclude = 'towline.conf'\n")
 
     def _write_settings(self) -> None:
         socket_directory = str(self.directory) if len(os.fsencode(self.directory)) < SOCKET_PATH_LIMIT - 20 else ""
@@ -255,7 +258,8 @@ class Server:
             "unix_socket_directories": socket_directory,
         }
         lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'\n" for name, value in settings.items()]
-        (self.data / "postgresql.conf").write_text("".join(lines))
+        (self.data / "towline.conf").write_text("".join(lines))
+        self._account.give(self.data / "towline.conf")
 
     def _launch(self) -> None:
         (self.data / "postmaster.opts").unlink(missing_ok=True)

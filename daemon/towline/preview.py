@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from towline.postgres.session import connect
 from towline.source.postgres.tables import PostgresTables
 from towline.target.postgres import preview as target
 from towline.target.postgres.preview import PreviewResult
@@ -23,4 +24,11 @@ def preview(prepared: Prepared, route: Route, rows: int) -> PreviewResult:
     relation = next(relation for relation in prepared.relations if relation.name == route.source.name)
     with closing(PostgresTables(config.source.dsn.get_secret_value(), slot=config.source.slot)) as tables:
         chunk = tables.chunk(relation, None, rows)
-    return target.preview(prepared.target, route, chunk, pipeline=config.pipeline)
+    connection = connect(
+        config.target.dsn.get_secret_value(),
+        application_name=f"towline {config.pipeline} preview",
+        side="target",
+        search_path=None,
+    )
+    with closing(connection):
+        return target.preview(connection, route, chunk, pipeline=config.pipeline)

@@ -34,12 +34,18 @@ def verify(
     """
     config = prepared.config
     source_dsn = config.source.dsn.get_secret_value()
-    chosen = [route for route in prepared.routes if routes is None or route.name in routes]
+    relations = {relation.name: relation for relation in prepared.relations}
+    chosen = [
+        (route, relations[route.source.name]) for route in prepared.routes if routes is None or route.name in routes
+    ]
     with ExitStack() as stack:
         session = stack.enter_context(
             closing(
                 CompareSession(
-                    config.target.dsn.get_secret_value(), schema=config.target.schema_name, pipeline=config.pipeline
+                    config.target.dsn.get_secret_value(),
+                    schema=config.target.schema_name,
+                    pipeline=config.pipeline,
+                    routes=chosen,
                 )
             )
         )
@@ -56,12 +62,11 @@ def verify(
                 )
             )
         )
-        relations = {relation.name: relation for relation in prepared.relations}
         return verify_routes(
             tables,
             session,
             Progress(lambda: session.checkpoint().position, pending, timeout),
-            [(route, relations[route.source.name]) for route in chosen],
+            chosen,
             chunk_rows=config.snapshot.chunk_rows,
             repair=repair,
         )

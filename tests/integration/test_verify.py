@@ -73,9 +73,9 @@ class Pair:
         routes = self.ends.apply(*specs)
         with self.tables() as tables:
             identity, position = tables.identity(), tables.position()
-            for route in routes:
-                source = relation(route, self.form)
-                applier = Applier(self.ends.target, pipeline=PIPELINE, routes=[route], relations=[source])
+            sources = [relation(route, self.form) for route in routes]
+            applier = Applier(self.ends.target, pipeline=PIPELINE, routes=routes, relations=sources)
+            for route, source in zip(routes, sources, strict=True):
                 with self.ends.target.transaction():
                     applier.begin()
                     chunk = tables.chunk(source, None, 1_000_000)
@@ -98,15 +98,17 @@ class Pair:
             yield tables
 
     def verify(self, *routes: Route, repair: bool = False) -> Report:
+        pairs = [(route, relation(route, self.form)) for route in routes]
+        dsn = self.ends.target_dsn
         with (
             self.tables() as tables,
-            closing(CompareSession(self.ends.target_dsn, schema=SCHEMA, pipeline=PIPELINE)) as session,
+            closing(CompareSession(dsn, schema=SCHEMA, pipeline=PIPELINE, routes=pairs)) as session,
         ):
             return verify_routes(
                 tables,
                 session,
                 Progress(lambda: session.checkpoint().position, self.pending, self.timeout),
-                [(route, relation(route, self.form)) for route in routes],
+                pairs,
                 chunk_rows=self.chunk_rows,
                 repair=repair,
             )

@@ -29,7 +29,7 @@ BEFORE = "pg_temp.towline_verify_before"
 SEEN = "pg_temp.towline_verify_seen"
 EXTRA = "pg_temp.towline_verify_extra"
 
-ALL = (STAGE, BEFORE, SEEN, EXTRA)
+TABLES = (STAGE, BEFORE, SEEN, EXTRA)
 
 
 def compared_columns(route: Route) -> tuple[str, ...]:

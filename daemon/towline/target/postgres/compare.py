@@ -31,6 +31,9 @@ from towline_transforms.dialect.stage import StageColumn, stage_columns
 from towline_transforms.identifier import quote, quote_list
 from towline_transforms.route import Route
 
+#: Keys are looked up by the target's index: to hash or to merge, the planner would read the whole table for each chunk.
+_BY_INDEX = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+
 _LOCK = "SELECT FROM {}.checkpoint WHERE pipeline = %s FOR UPDATE"
 
 
@@ -67,9 +70,6 @@ class TargetComparison:
         self._session = session
         self._connection = session.connection
         self._sql = comparison(route, columns, session.pipeline)
-        self._applier = Applier(
-            self._connection, pipeline=session.pipeline, routes=[route], relations=[relation], direct=False
-        )
 
     def remember(self) -> None:
         """Keep the keys that the target has now; a later row is no candidate for an extra one."""
@@ -80,6 +80,7 @@ class TargetComparison:
     def look(self, rows: Frame, *, note: bool = False) -> list[Mismatch]:
         """Compare source rows with the target as it is now. ``note``: remember which keys they produced."""
         with self._staged(rows) as cursor:
+            cursor.execute(_BY_INDEX)
             cursor.execute(self._sql.look(note=note).encode())
             found = cursor.fetchall()
         return [Mismatch(row, version, tuple(key), tuple(columns or ())) for row, version, key, columns in found]
@@ -98,7 +99,8 @@ class TargetComparison:
 
     def drop_changed(self, after: int, upto: int) -> None:
         """Take from the leftovers numbered above ``after``, up to ``upto``, what is gone or was written to since."""
-        with translating("target"):
+        with translating("target"), self._connection.transaction():
+            self._connection.execute(_BY_INDEX)
             self._connection.execute(self._sql.drop_changed(after, upto).encode())
 
     def page(self, after: int, limit: int) -> list[Extra]:
@@ -131,8 +133,8 @@ class TargetComparison:
 
     def write(self, chunk: Chunk) -> None:
         """Write what the route makes of source rows, inside `locked`. Raises RowRefused."""
-        self._applier.begin()
-        self._applier.load(ChunkLoad(self.route, chunk, RouteState(self.route.name, "streaming")))
+        self._session.applier.begin()
+        self._session.applier.load(ChunkLoad(self.route, chunk, RouteState(self.route.name, "streaming")))
 
     def remove(self, rows: Sequence[int]) -> int:
         """Delete (or mark) numbered leftovers, inside `locked`, unless they were written to; returns how many."""
@@ -162,10 +164,18 @@ def stage(cursor: psycopg.Cursor[Any], relation: Relation, rows: Frame) -> None:
 class CompareSession:
     """A connection for comparisons with one pipeline's target. Raises as `towline.postgres.session.connect` does."""
 
-    def __init__(self, dsn: str, *, schema: str, pipeline: str) -> None:
+    def __init__(self, dsn: str, *, schema: str, pipeline: str, routes: Sequence[tuple[Route, Relation]]) -> None:
         self._connection = connect(dsn, application_name=f"towline {pipeline} verify", side="target", search_path=None)
         self._schema = schema
         self._pipeline = pipeline
+        #: Writes what a repair mends. One for the session: it keeps temporary tables and prepared statements there.
+        self.applier = Applier(
+            self._connection,
+            pipeline=pipeline,
+            routes=[route for route, _ in routes],
+            relations=list({relation.name: relation for _, relation in routes}.values()),
+            direct=False,
+        )
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
@@ -211,7 +221,7 @@ class CompareSession:
     def drop_tables(self) -> None:
         """Drop the temporary tables of a comparison."""
         with translating("target"):
-            self._connection.execute(f"DROP TABLE IF EXISTS {', '.join(dialect.ALL)}".encode())
+            self._connection.execute(f"DROP TABLE IF EXISTS {', '.join(dialect.TABLES)}".encode())
 
     def close(self) -> None:
         """End the session."""

@@ -84,7 +84,7 @@ class PreviewResult:
 
 
 def preview(connection: psycopg.Connection[Any], route: Route, chunk: Chunk, *, pipeline: str) -> PreviewResult:
-    """Apply the rows of a chunk, and roll back. The connection is in autocommit mode.
+    """Apply the rows of a chunk, and roll back. The connection is in autocommit mode, and of no further use.
 
     Raises RowRefused, as the daemon would; NotSetUp when the target table is not there yet.
     """

@@ -424,6 +424,28 @@ def test_arrays_and_user_types(hub: Hub) -> None:
     assert hub.rows("SELECT count(*) FROM hub.t") == [(12,)]
 
 
+@pytest.mark.parametrize("hub", [way for way in WAYS if way.startswith("text")], indirect=True)
+def test_values_that_a_cast_reads_otherwise(hub: Hub) -> None:
+    """A regclass may be a dash, a number, or a name with quotes (OIDs do not travel); a `"char"` may be empty."""
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.r (id int PRIMARY KEY, c regclass, k "char", l regclass[]);
+        CREATE TABLE hub.r (LIKE src.r INCLUDING ALL);
+        CREATE TABLE hub."q""\\ t" ();
+        """,
+        spec("src.r", "hub.r", "SELECT id, c, k, l FROM src.r", name="r"),
+    )
+    values = ["-", "pg_class", "99999999", 'hub."q""\\ t"', None]
+    batch = hub.batch()
+    for number, value in enumerate(values):
+        batch.insert("r", id=str(number), c=value, k="", l="{-,pg_type}")
+    hub.apply(batch)
+    assert hub.rows("SELECT c::text, k::text, l::text FROM hub.r ORDER BY id") == [
+        (value, "", "{-,pg_type}") for value in values
+    ]
+
+
 def test_generated_keys(hub: Hub) -> None:
     """GENERATED ALWAYS columns take the source's values; a table may have nothing but its key."""
     hub.set_up(

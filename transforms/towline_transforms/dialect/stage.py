@@ -128,7 +128,21 @@ def create_stage(table: str, columns: Sequence[StageColumn], *, place: bool = Fa
 def _shown(columns: Sequence[StageColumn], place: bool) -> str:
     """The SELECT list that turns wire forms into what routes see."""
     items = [
-        f"w.{quote(column.name)}" + (f"::{column.shown} AS {quote(column.name)}" if column.shown != column.wire else "")
+        f"w.{quote(column.name)}"
+        if column.shown == column.wire
+        else f"{_read(f'w.{quote(column.name)}', column.shown)} AS {quote(column.name)}"
         for column in columns
     ]
     return ", ".join([*items, f"w.{PLACE}"] if place else items)
+
+
+def _read(value: str, shown: str) -> str:
+    """Text, read as a type. A cast does it as the type's input function does, but for regclass, which looks a name up.
+
+    There, an array's input function is made to call the element's, which also reads ``-`` and numbers.
+    """
+    if shown != '"pg_catalog"."regclass"':
+        return f"{value}::{shown}"
+    escaped = f"pg_catalog.replace(pg_catalog.replace({value}, '\\', '\\\\'), '\"', '\\\"')"
+    literal = f"('{{\"' OPERATOR(pg_catalog.||) {escaped} OPERATOR(pg_catalog.||) '\"}}')"
+    return f'({literal}::"pg_catalog"."_regclass")[1]'

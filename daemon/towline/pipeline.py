@@ -41,6 +41,9 @@ POINTS = (
     "idle-checkpoint",  # about to move the checkpoint of an idle pipeline
 )
 
+#: How soon an idle pipeline moves its checkpoint for a source that asks it to, as it does when it shuts down (seconds).
+_ASKED_AFTER = 0.2
+
 #: With a chunk under way, how long the loop waits for the stream before it looks at the chunk again (seconds).
 _CHUNK_WAIT = 0.005
 
@@ -192,7 +195,9 @@ class Pipeline:
 
     def _rest(self, until: int | None) -> None:
         """Nothing to apply: move the checkpoint on with the source's log now and then, so that it can be recycled."""
-        due = time.monotonic() - self._touched >= self._checkpoint_seconds
+        rested = time.monotonic() - self._touched
+        asked = self._stream.awaited_position > self.checkpoint and rested >= _ASKED_AFTER
+        due = asked or rested >= self._checkpoint_seconds
         wanted = until is not None and self._snapshots.done and self.reached >= until
         if self.reached > self.checkpoint and (due or wanted):
             self._announce("idle-checkpoint")

@@ -18,7 +18,7 @@ from types import FrameType
 
 from towline.config import PipelineConfig, load
 from towline.errors import Action, ReloadRefused, TowlineError
-from towline.logs import event
+from towline.logs import configure, event
 from towline.metrics import Metrics
 from towline.notify import notify
 from towline.plan import prepare
@@ -191,6 +191,7 @@ class Supervisor:
             return
         self._config = config
         self._detail = ""
+        configure(config.log.format, config.log.level, pipeline=config.pipeline)
         event(log, logging.INFO, "reloaded", pipeline=config.pipeline)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
@@ -114,13 +114,13 @@ BUILTIN: dict[str, st.SearchStrategy[str]] = {
     "timetz": st.builds("{}{}".format, clock, zone),
     "timestamp": moment,
     "timestamptz": moment,
-    "timestamp(3)": moment,
+    # Rounded up, the last moment is one that PostgreSQL stores but neither reads nor restores.
+    "timestamp(3)": moment.filter(lambda value: not value.startswith("294276")),
     "interval": interval,
     "interval day to second(2)": interval,
     "uuid": st.uuids().map(str),
     "json": document,
     "jsonb": document,
-    "xml": text.map(lambda value: f"<a>{value}</a>") | st.sampled_from(["<a/>", "plain", "<a b='c'>é</a> <b/>"]),
     "inet": address,
     "cidr": address,
     "macaddr": st.binary(min_size=6, max_size=6).map(lambda value: value.hex(":")),
@@ -137,7 +137,6 @@ BUILTIN: dict[str, st.SearchStrategy[str]] = {
     "tsvector": st.lists(st.text("abc'", min_size=1, max_size=4).map(lambda w: w.replace("'", "''")), max_size=3).map(
         lambda words: " ".join(f"'{word}':1A,7" for word in words)
     ),
-    "tsquery": st.sampled_from(["a & b", "!a | b <-> c:*A", "'x y'", ""]),
     "int4range": span(integer.map(str)),
     "numrange": span(number),
     "tstzrange": span(moment),
@@ -151,6 +150,8 @@ BUILTIN: dict[str, st.SearchStrategy[str]] = {
     "timestamptz[]": array(moment),
     "jsonb[]": array(document),
 }
+#: The embedded server is built without libxml.
+XML = {"xml": text.map(lambda value: f"<a>{value}</a>") | st.sampled_from(["<a/>", "plain", "<a b='c'>é</a> <b/>"])}
 USERS: dict[str, st.SearchStrategy[str]] = {
     "mood": st.sampled_from(["sad", "ok", "happy", "très bien", "quo'te"]),
     "mood[]": array(st.sampled_from(["sad", "très bien", "quo'te"])),
@@ -160,31 +161,33 @@ USERS: dict[str, st.SearchStrategy[str]] = {
     "pair[]": array(pairs),
     "nested": st.builds('("({},x)","{{ok,sad}}")'.format, integer) | st.sampled_from(["(,)", '("(,)",{})', '("(1,)",)']),
     "floatrange": span(floating),
-    "regclass": st.sampled_from(["pg_class", "pg_type", "-"]),
+    "regclass": st.sampled_from(["pg_class", "pg_type", "pg_catalog.pg_attribute"]),
+    "tsquery": st.sampled_from(["a & b", "!a | b <-> c:*A", "'x y'", ""]),
     "regtype": st.sampled_from(["integer", "text[]"]),
 }
 
-DRAWN = settings(
-    derandomize=True,
-    max_examples=1,
-    deadline=None,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+def draw(types: dict[str, st.SearchStrategy[str]], count: int) -> dict[str, list[str]]:
+    """Values of each type, the same in every run."""
+    return {name: _drawn(strategy, count) for name, strategy in types.items()}
 
 
-def values_of(types: dict[str, st.SearchStrategy[str]], count: int) -> st.SearchStrategy[dict[str, list[str]]]:
-    return st.fixed_dictionaries(
-        {name: st.lists(strategy, min_size=count, max_size=count) for name, strategy in types.items()}
-    )
+def _drawn(strategy: st.SearchStrategy[str], count: int) -> list[str]:
+    values: list[str] = []
+
+    @settings(derandomize=True, max_examples=count, deadline=None, database=None, phases=[Phase.generate])
+    @given(strategy)
+    def collect(value: str) -> None:
+        values.append(value)
+
+    collect()
+    return values
 
 
 def offer(connection: psycopg.Connection[Any], table: str, type_name: str, number: int, value: str | None) -> bool:
     """Insert or replace one value, if the server takes it for a value of the type."""
     statement = sql.SQL(
         "INSERT INTO {} VALUES (%s, CAST(%s::text AS {})) ON CONFLICT (id) DO UPDATE SET v = excluded.v"
-    ).format(sql.Identifier(table), sql.SQL(type_name))  # type: ignore[arg-type]
+    ).format(sql.Identifier(table), sql.SQL(type_name))
     try:
         with connection.transaction():
             connection.execute(statement, (number, value))
@@ -195,23 +198,34 @@ def offer(connection: psycopg.Connection[Any], table: str, type_name: str, numbe
     return True
 
 
+def first(values: list[str]) -> list[str]:
+    return values[::3]
+
+
+def second(values: list[str]) -> list[str]:
+    return values[1::3]
+
+
+def third(values: list[str]) -> list[str]:
+    return values[2::3]
+
+
 def round_trip(line: Line, drawn: dict[str, list[str]]) -> int:
     """Rows that are there before, rows inserted later, rows changed later: all the same in the end. Returns how many."""
     tables = {name: f"v{place}" for place, name in enumerate(drawn)}
-    third = len(next(iter(drawn.values()))) // 3
     with psycopg.connect(line.source, autocommit=True) as connection:
         for name, table in tables.items():
             connection.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, v {name})".encode())
             connection.execute(f"INSERT INTO {table} VALUES (0, NULL)".encode())
-            for place, value in enumerate(drawn[name][:third], 1):
+            for place, value in enumerate(first(drawn[name]), 1):
                 offer(connection, table, name, place, value)
     line.apply()
     line.run()
     with psycopg.connect(line.source, autocommit=True) as connection:
         for name, table in tables.items():
-            for place, value in enumerate(drawn[name][third : 2 * third], third + 1):
+            for place, value in enumerate(second(drawn[name]), 1000):
                 offer(connection, table, name, place, value)
-            for place, value in enumerate(drawn[name][2 * third :]):
+            for place, value in enumerate(third(drawn[name])):
                 offer(connection, table, name, place, value)
     line.run()
     compared = 0
@@ -220,24 +234,19 @@ def round_trip(line: Line, drawn: dict[str, list[str]]) -> int:
         assert rows > 1, f"no value of {name} was accepted"
         compared += rows
     report = line.verify()
-    assert (report.differences, report.compared) == (0, compared)
+    assert (report.differing, report.rows) == (0, compared)
     return compared
 
 
-@pytest.mark.parametrize("servers", [("pg18", "hub18"), ("pg15", "hub18"), ("pg18", "pg15")], ids="-to-".join)
+@pytest.mark.parametrize("servers", [("pg18", "hub18"), ("pg15", "hub18"), ("pg18", "pg15"), ("pg15", "pg15")], ids="-to-".join)
 def test_builtin_types(
     servers: tuple[str, str], request: pytest.FixtureRequest, new_database: NewDatabase, tmp_path: Path
 ) -> None:
     """Binary, between servers of the same and of different versions."""
     source, hub = (request.getfixturevalue(name) for name in servers)
-
-    @DRAWN
-    @given(values_of(BUILTIN, 60))
-    def check(drawn: dict[str, list[str]]) -> None:
-        line = Line.make(tmp_path, new_database(source), new_database(hub), "  - {from: public.*, into: replica.*}")
-        assert round_trip(line, drawn) > 20 * len(BUILTIN)
-
-    check()
+    line = Line.make(tmp_path, new_database(source), new_database(hub), "  - {from: public.*, into: replica.*}")
+    types = BUILTIN | (XML if servers == ("pg15", "pg15") else {})
+    assert round_trip(line, draw(types, 60)) > 15 * len(types)
 
 
 @pytest.mark.parametrize(
@@ -247,15 +256,13 @@ def test_all_types_as_text(
     server: str, plugin: str, request: pytest.FixtureRequest, new_database: NewDatabase, hub18: Server, tmp_path: Path
 ) -> None:
     """Types that cannot travel in binary make the whole stream text: those of users, made at the target, and reg*."""
-    source = request.getfixturevalue(server)
-
-    @DRAWN
-    @given(values_of({**BUILTIN, **USERS}, 30))
-    def check(drawn: dict[str, list[str]]) -> None:
-        line = Line.make(
-            tmp_path, new_database(source), new_database(hub18), "  - {from: public.*, into: replica.*}", plugin=plugin
-        )
-        line.at_source(TYPES_OF_USERS)
-        assert round_trip(line, drawn) > 8 * len(drawn)
-
-    check()
+    line = Line.make(
+        tmp_path,
+        new_database(request.getfixturevalue(server)),
+        new_database(hub18),
+        "  - {from: public.*, into: replica.*}",
+        plugin=plugin,
+    )
+    line.at_source(TYPES_OF_USERS)
+    types = {**BUILTIN, **USERS}
+    assert round_trip(line, draw(types, 30)) > 8 * len(types)

@@ -24,6 +24,8 @@ _FIRST_ASSIGNED_OID = 10000
 #: Built-in types whose binary form is of no use elsewhere: OIDs of the server's own objects, what cannot be received.
 _LOCAL_PREFIXES = ("reg", "pg_")
 _PORTABLE = frozenset({"pg_lsn", "pg_snapshot"})
+#: tsquery's receive function refuses the empty query that its send function writes, and sorts the others' operands.
+_UNFAITHFUL = frozenset({"tsquery"})
 
 _KINDS = {
     "a": TypeKind.ARRAY,
@@ -287,6 +289,7 @@ class _Types:
                 return all(map(self._embeddable, known.attributes))
             case _:
                 portable = known.name in _PORTABLE or not known.name.startswith(_LOCAL_PREFIXES)
+                portable = portable and known.name not in _UNFAITHFUL
                 return known.oid < _FIRST_ASSIGNED_OID and known.sendable and portable
 
     def _embeddable(self, oid: int) -> bool:

@@ -98,6 +98,10 @@ class Stream(Protocol):
     def received_position(self) -> int:
         """The newest log position that the source has told of, applied or not."""
 
+    @property
+    def awaited_position(self) -> int:
+        """A position that the source would like to have acknowledged soon: it may wait for that in order to stop."""
+
     def close(self) -> None:
         """End the connection and the reader thread."""
 

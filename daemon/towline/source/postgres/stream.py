@@ -108,6 +108,7 @@ class PostgresStream:
         self._error: TowlineError | None = None
         self._waiting = False  # the consumer came for a piece and got none
         self._idle = 0
+        self._wanted = 0
         self._acknowledged = start
         self._received = start
         self._closing = False
@@ -163,6 +164,12 @@ class PostgresStream:
         """The newest log position that the server has told of."""
         with self._changed:
             return self._received
+
+    @property
+    def awaited_position(self) -> int:
+        """What the server last asked to have acknowledged (it waits for that when it is being shut down)."""
+        with self._changed:
+            return self._wanted
 
     def close(self) -> None:
         """End the reader and the connection."""
@@ -255,6 +262,8 @@ class PostgresStream:
         if self._gatherer.open is None:
             self._told = max(self._told, position)
         if message[17]:
+            with self._changed:
+                self._wanted = position
             self._status_at = -math.inf
             self._report()
         return position

@@ -50,12 +50,14 @@ class Format(enum.Enum):
 class Relation:
     """A source table as it travels: the columns that routes refer to, in the table's order.
 
+    ``whole``: a route copies the table as it is, so that a column added to it is a change that must not go unseen.
     ``key`` gives the places, among ``columns``, of the columns of the table's identity.
     """
 
     table: Table
     columns: tuple[Column, ...]
     format: Format
+    whole: bool = False
     key: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,8 +100,8 @@ class RowSet:
     ``order`` its number in the piece (ascending; other relations have the numbers between).
     ``missing``: for a row, a bit mask of the columns whose value the source did not send (unchanged TOAST): they are
     framed as NULL. ``unknown``: likewise, but the value cannot be taken from the target either and must be read from
-    the source again (wal2json prints NaN as null). ``moved``: for the UPDATE of a key change, the place of its
-    DELETE in this row set; only kept where columns are missing.
+    the source again (wal2json prints NaN as null; the log may be from before a column was added). ``moved``: for the
+    UPDATE of a key change, the place of its DELETE in this row set; only kept where columns are missing.
     """
 
     relation: Relation

@@ -53,7 +53,8 @@ def change(op: str, old: Sequence[Value] | None, new: Sequence[Value] | None, ki
 def reference(layout: Layout, wanted: Sequence[Made]) -> list[Row]:
     """What the changes mean, by the book."""
     sent_at = {place: sent for sent, place in enumerate(layout.places) if place >= 0}
-    columns = range(len(sent_at))
+    columns = range(len(layout.relation.columns))
+    unknown = sum(1 << place for place in columns if place not in sent_at)
     key = layout.relation.key
     rows: list[Row] = []
     for order, (op, old, new) in enumerate(wanted):
@@ -67,6 +68,9 @@ def reference(layout: Layout, wanted: Sequence[Made]) -> list[Row]:
             missing = 0
             row: list[bytes | None] = []
             for place in columns:
+                if place not in sent_at:
+                    row.append(None)
+                    continue
                 value = new[sent_at[place]]
                 if value is UNSENT and old is not None and old[sent_at[place]] is not None:
                     value = old[sent_at[place]]
@@ -74,7 +78,7 @@ def reference(layout: Layout, wanted: Sequence[Made]) -> list[Row]:
                     missing |= 1 << place
                 row.append(value if isinstance(value, bytes) else None)
             operation = INSERT if op == "I" else UPDATE
-            rows.append(Row(operation, tuple(row), order, missing, 0, moved if missing else None))
+            rows.append(Row(operation, tuple(row), order, missing, unknown, moved if missing else None))
     return rows
 
 
@@ -84,11 +88,16 @@ def changed(old: Sequence[Value], new: Sequence[Value], sent_at: dict[int, int],
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    """Any number of columns, some not wanted, in any order, with any of them the key."""
+    """Any number of columns, some not wanted or not sent, in any order, with any of those sent the key."""
     wanted = draw(st.integers(1, 5))
     dropped = draw(st.integers(0, 3))
-    places = draw(st.permutations([*range(wanted), *[-1] * dropped]))
-    key = draw(st.lists(st.sampled_from(range(wanted)), min_size=1, unique=True))
+    sent = (
+        draw(st.lists(st.sampled_from(range(wanted)), min_size=1, unique=True))
+        if draw(st.booleans())
+        else range(wanted)
+    )
+    places = draw(st.permutations([*sent, *[-1] * dropped]))
+    key = draw(st.lists(st.sampled_from(sent), min_size=1, unique=True))
     format_ = draw(st.sampled_from([Format.TEXT, Format.BINARY]))
     made = relation("t", [f"c{place}:text" for place in range(wanted)], [f"c{place}" for place in key], format_=format_)
     return Layout(made, tuple(places), made.name)

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,7 +87,7 @@ SMALL = [relation("t", ["id:int4", "n:numeric", "v:text"], ["id"])]
 
 def columns(**values: Any) -> list[dict[str, Any]]:
     """A list of columns; the types are those of `SMALL`."""
-    oids = {"id": 23, "n": 1700, "v": 25, "more": 25}
+    oids = {"id": 23, "n": 1700, "v": 25, "more": 25, "ok": 16}
     return [{"name": name, "typeoid": oids[name], "value": value} for name, value in values.items()]
 
 
@@ -165,7 +166,7 @@ def test_null_that_may_be_a_value() -> None:
         ([B, change("D")], StreamMalformed, "has no identity"),
         ([B, change("D", identity=columns(id=None))], StreamMalformed, "no value for column id of the key"),
         ([B, change("U", columns=columns(id=1, n=1, v="x"))], StreamMalformed, "has no identity"),
-        ([B, change("I", columns=columns(id=1, n=1))], SourceTableChanged, r"public\.t has no column v"),
+        ([B, change("I", columns=columns(n=1, v="x"))], SourceTableChanged, r"public\.t has no column id"),
         (
             [B, change("U", columns=columns(n=1, v="x"), identity=columns(n=1))],
             SourceTableChanged,
@@ -187,11 +188,44 @@ def test_malformed(messages: list[Any], error: type[Exception], said: str) -> No
         decode(encoded(*messages), relations)
 
 
-def test_column_of_fixed_length_cannot_be_left_out() -> None:
-    """Only what can be stored out of line may be missing from an update: anything else was dropped."""
-    relations = [relation("t", ["id:int4", "ok:bool"], ["id"])]
-    with pytest.raises(SourceTableChanged, match=r"public\.t has no column ok"):
-        decode(encoded(B, change("U", columns=columns(id=1), identity=columns(id=1)), C), relations)
+def test_columns_from_before_they_were_added() -> None:
+    """What an insert does not have, or an update that could not have it stored out of line, must be read again."""
+    relations = [relation("t", ["id:int4", "ok:bool", "v:text"], ["id"])]
+    (piece,) = decode(
+        encoded(
+            B,
+            change("I", columns=columns(id=1)),
+            change("U", columns=columns(id=1), identity=columns(id=1)),
+            change("D", identity=columns(id=1)),
+            C,
+        ),
+        relations,
+    )
+    (rows,) = piece.rowsets
+    assert (rows.unknown, rows.missing) == ({0: 0b110, 1: 0b010}, {1: 0b100})
+
+
+def test_column_that_was_dropped() -> None:
+    """What was there once and is absent is not taken for a column that is yet to come."""
+    relations = [relation("t", ["id:int4", "ok:bool", "v:text"], ["id"])]
+    whole = change("I", columns=columns(id=1, ok=True, v="x"))
+    toasted = change("U", columns=columns(id=1, ok=True), identity=columns(id=1))
+    assert len(changes(decode(encoded(B, whole, toasted, C), relations))) == 2
+    for dropped in (
+        change("I", columns=columns(id=2, v="x")),
+        change("U", columns=columns(id=1, v="x"), identity=columns(id=1)),
+    ):
+        with pytest.raises(SourceTableChanged, match=r"public\.t has no column ok"):
+            decode(encoded(B, whole, dropped, C), relations)
+
+
+def test_column_added_to_a_table_copied_as_it_is() -> None:
+    """It must not go unseen; where routes name their columns, it is none of theirs."""
+    messages = encoded(B, change("I", columns=columns(id=1, n=1, v="x", more=5)), C)
+    (small,) = SMALL
+    assert changes(decode(messages, [small])) == [Change("t", I, (b"1", b"1", b"x"))]
+    with pytest.raises(SourceTableChanged, match=r"public\.t has a column more"):
+        decode(messages, [replace(small, whole=True)])
 
 
 def test_nothing_is_wrong_in_what_was_applied_or_is_unwanted() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from towline.change import DELETE, INSERT, UPDATE, RowSet
 from towline.frame import Frame, frame_row
-from towline.source.postgres.tuples import HEAD, Layout, bad_kind, malformed
+from towline.source.postgres.tuples import HEAD, Layout, bad_kind, malformed, widened
 
 _NULL, _UNCHANGED = ord("n"), ord("u")
 _INSERT, _UPDATE, _DELETE = ord("I"), ord("U"), ord("D")
@@ -54,7 +54,7 @@ def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at
             rows.append(framed)
             ops.append(op)
             order.append(number)
-    return RowSet(
+    framed_rows = RowSet(
         layout.relation,
         Frame.of_rows(rows, len(layout.wanted)),
         np.array(ops, dtype=np.uint8),
@@ -63,6 +63,7 @@ def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at
         {},
         moved,
     )
+    return widened(layout, framed_rows)
 
 
 def _change(layout: Layout, message: bytes, at: int) -> tuple[int, Values | None, Values | None]:
@@ -126,21 +127,21 @@ def _key_changed(layout: Layout, old: Values, new: Values) -> bool:
 
 def _frame_key(layout: Layout, old: Values) -> bytes:
     row: list[bytes | None] = [None] * len(layout.wanted)
-    for sent in layout.key:
-        value = old[sent]
-        row[layout.places[sent]] = value if isinstance(value, bytes) else None
+    for column, sent in enumerate(layout.ordered):
+        value = old[sent] if sent in layout.key else None
+        row[column] = value if isinstance(value, bytes) else None
     return frame_row(row)
 
 
 def _frame_new(layout: Layout, new: Values, old: Values | None) -> tuple[bytes, int]:
     row: list[bytes | None] = [None] * len(layout.wanted)
     mask = 0
-    for sent in layout.wanted:
+    for column, sent in enumerate(layout.ordered):
         value = new[sent]
         if value is UNSENT:
             before = old[sent] if old is not None else None
             if before is None:
                 mask |= 1 << layout.places[sent]
             value = before
-        row[layout.places[sent]] = value if isinstance(value, bytes) else None
+        row[column] = value if isinstance(value, bytes) else None
     return frame_row(row), mask

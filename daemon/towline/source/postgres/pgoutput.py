@@ -26,7 +26,7 @@ from typing import NamedTuple
 from towline.change import Format, Relation
 from towline.errors import SourceTableChanged, StreamMalformed
 from towline.source.postgres.gather import Gatherer, TupleBatch
-from towline.source.postgres.routed import Routed, whole_tables
+from towline.source.postgres.routed import Routed, check_added, lacking, whole_tables
 from towline.source.postgres.tuples import Layout
 from towline_transforms.schema import TableName
 
@@ -232,15 +232,18 @@ _PARSERS: dict[int, Callable[[_Reader], RelationSent | Truncate | Skipped]] = {
 
 
 def layout(sent: RelationSent, relation: Relation) -> Layout:
-    """How tuples of a table become rows of the relation. Raises SourceTableChanged, naming table and column."""
+    """How tuples of a table become rows of the relation. Raises SourceTableChanged, naming table and column.
+
+    A column may be absent: the log is from before it was added to the table, or to the publication.
+    """
     by_name = {column.name: number for number, column in enumerate(sent.columns)}
     places = [-1] * len(sent.columns)
     for place, column in enumerate(relation.columns):
         number = by_name.get(column.name)
         if number is None:
-            raise SourceTableChanged(
-                f"{sent.name} has no column {column.name} in the log at this point, or it is not published"
-            )
+            if place in relation.key:
+                raise lacking(sent.name, column.name)
+            continue
         type_oid = sent.columns[number].type_oid
         if type_oid != column.type.oid:
             raise SourceTableChanged(
@@ -252,6 +255,7 @@ def layout(sent: RelationSent, relation: Relation) -> Layout:
                 f"column {column.name} of {sent.name} is not part of the replica identity in the log at this point"
             )
         places[number] = place
+    check_added(sent.name, relation, by_name)
     return Layout(relation, tuple(places), sent.name)
 
 
@@ -266,6 +270,8 @@ class Decoder:
         self._gatherer = gatherer
         #: By OID: the layout; None when the table is not wanted; why its changes cannot be taken.
         self._layouts: dict[bytes, Layout | SourceTableChanged | None] = {}
+        #: By OID: the columns that were sent before, by their places. What was there once and is absent, was dropped.
+        self._seen: dict[bytes, frozenset[int]] = {}
 
     def feed(self, message: bytes, at: int = 0) -> None:
         """Take the message that begins at offset ``at``, and ends with the bytes.
@@ -327,6 +333,11 @@ class Decoder:
             return
         try:
             new = layout(sent, relation)
+            seen = self._seen.get(sent.oid, frozenset())
+            for place in new.absent:
+                if place in seen:
+                    raise lacking(sent.name, relation.columns[place].name)
+            self._seen[sent.oid] = seen.union(new.places)
         except SourceTableChanged as change:
             self._layouts[sent.oid] = change
             self._gatherer.active.pop(sent.oid, None)

@@ -24,7 +24,10 @@ def relations_of(
     checked against.
     """
     wanted: dict[TableName, set[str]] = defaultdict(set)
+    whole = set()
     for route in routes:
+        if route.identity:
+            whole.add(route.source.name)
         wanted[route.source.name].update(route.columns, route.source.identity)
     tables = []
     for name, columns in sorted(wanted.items()):
@@ -41,4 +44,4 @@ def relations_of(
         and all(column.type.binary for _, columns in tables for column in columns)
     )
     form = Format.BINARY if binary else Format.TEXT
-    return tuple(Relation(table, columns, form) for table, columns in tables)
+    return tuple(Relation(table, columns, form, whole=table.name in whole) for table, columns in tables)

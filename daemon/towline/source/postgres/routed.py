@@ -7,10 +7,10 @@ about any other name (it may be a partition made since) ``resolve`` is asked onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from towline.change import Relation
-from towline.errors import SourceTruncated
+from towline.errors import SourceTableChanged, SourceTruncated
 from towline_transforms.schema import TableName
 
 #: From the name of a table to the name of the partitioned table at its root; None when it is no partition.
@@ -40,6 +40,24 @@ class Routed:
         relation = self._by_name.get(root) if root is not None else None
         self._by_name[name] = relation
         return relation
+
+
+def lacking(name: TableName, column: str) -> SourceTableChanged:
+    """The error for a wanted column that the log does not have."""
+    return SourceTableChanged(f"{name} has no column {column} in the log at this point, or it is not published")
+
+
+def check_added(name: TableName, relation: Relation, sent: Collection[str]) -> None:
+    """Raise SourceTableChanged when a table that is copied as it is has a column that it did not have at the start."""
+    if not relation.whole:
+        return
+    added = [column for column in sent if not relation.table.has(column)]
+    if added:
+        raise SourceTableChanged(
+            f"{name} has a column {', '.join(sorted(added))} that was added since the daemon started",
+            hint="`towline check` prints the statement that adds it to the target table; then start again. If it was "
+            "added with a default, `towline verify --repair` fills it in the rows that were there before.",
+        )
 
 
 def whole_tables(truncated: Sequence[tuple[TableName, Relation]]) -> list[Relation]:

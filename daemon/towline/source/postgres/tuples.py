@@ -25,7 +25,7 @@ need a value from somewhere else (an old tuple) are made one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,24 +58,30 @@ class Layout:
     """How the tuples of a relation are laid out, as its last Relation message said.
 
     ``places``: for each column sent, its place among the relation's columns, or -1 when it is not wanted.
-    ``sent``: the table's name in the log, which may be a partition's.
+    ``sent``: the table's name in the log, which may be a partition's. Columns of the relation that were not sent are
+    ``absent``, by their places: the log is from before they were there.
     """
 
     relation: Relation
     places: tuple[int, ...]
     sent: TableName
     wanted: tuple[int, ...] = field(init=False)  # columns sent that are wanted, in the order sent
+    absent: tuple[int, ...] = field(init=False)
+    ordered: tuple[int, ...] = field(init=False)  # the same, in the relation's order
     key: tuple[int, ...] = field(init=False)  # columns sent that make up the key, in the order sent
     reorder: tuple[int, ...] = field(init=False)  # from the order sent to the relation's, for Frame.project
     value: int = field(init=False)  # the kind byte of a value
 
     def __post_init__(self) -> None:
         wanted = tuple(sent for sent, place in enumerate(self.places) if place >= 0)
-        by_place = {self.places[sent]: rank for rank, sent in enumerate(wanted)}
+        ordered = tuple(sorted(wanted, key=self.places.__getitem__))
+        present = {self.places[sent] for sent in wanted}
         set_ = object.__setattr__
         set_(self, "wanted", wanted)
         set_(self, "key", tuple(sent for sent in wanted if self.places[sent] in self.relation.key))
-        set_(self, "reorder", tuple(by_place[place] for place in range(len(wanted))))
+        set_(self, "ordered", ordered)
+        set_(self, "absent", tuple(place for place in range(len(self.relation.columns)) if place not in present))
+        set_(self, "reorder", tuple(map(wanted.index, ordered)))
         set_(self, "value", ord("b") if self.relation.format is Format.BINARY else ord("t"))
 
     def same(self, other: Layout) -> bool:
@@ -114,6 +120,11 @@ def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at
 
     Raises StreamMalformed when a message is not a change of that layout.
     """
+    return widened(layout, _sent(layout, messages, orders, at))
+
+
+def _sent(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: int) -> RowSet:
+    """As `row_set`, of the columns that were sent only."""
     data = b"".join((*messages, _PAD))
     buffer = np.frombuffer(data, dtype=np.uint8)
     ends = np.cumsum(np.fromiter(map(len, messages), dtype=np.int64, count=len(messages)))
@@ -188,6 +199,21 @@ def _with_old(
     order = np.fromiter(orders, dtype=np.int64, count=len(orders))[changes]
     back = {row_of[change]: row_of[change] - 1 for change in moved if row_of[change] in missing}
     return RowSet(layout.relation, rows, ops, order, missing, {}, back)
+
+
+def widened(layout: Layout, rows: RowSet) -> RowSet:
+    """The row set with absent columns put in, as NULLs whose value must be read from the source."""
+    if not layout.absent:
+        return rows
+    frame = rows.rows
+    for _ in layout.absent:
+        frame = frame.append_column([None] * len(frame))
+    present = [place for place in range(len(layout.relation.columns)) if place not in layout.absent]
+    at = {place: column for column, place in enumerate((*present, *layout.absent))}
+    frame = frame.project([at[place] for place in range(len(at))])
+    mask = sum(1 << place for place in layout.absent)
+    unknown = {row: mask for row in np.flatnonzero(rows.ops != DELETE).tolist()}
+    return replace(rows, rows=frame, unknown=unknown)
 
 
 def malformed(layout: Layout, what: str) -> StreamMalformed:
@@ -347,9 +373,8 @@ def _fills(
 
 def _refill(layout: Layout, data: bytes, cells: _Cells, rows: Frame, filled: dict[int, dict[int, bytes]]) -> Frame:
     """Make the rows anew that take values from an old tuple."""
-    by_place = sorted(layout.wanted, key=lambda sent: layout.places[sent])
     made = {
-        row: frame_row([values.get(sent, _value(layout, data, cells, sent, row)) for sent in by_place])
+        row: frame_row([values.get(sent, _value(layout, data, cells, sent, row)) for sent in layout.ordered])
         for row, values in filled.items()
     }
     return Frame.of_rows([made.get(row) or rows.row(row) for row in range(len(rows))], rows.width)

@@ -14,7 +14,8 @@ One message is one object. What follows is true of version 2.5, on servers up to
   digits without the ``\\x`` for bytea, and else a string of the type's output. Domains, arrays and enums are strings.
 * NaN and the infinities become null. So a null in a column of float4, float8 or numeric may stand for a value: it is
   marked ``unknown`` and has to be read again, unless it is in the key (no way to find the row: StreamMalformed).
-* A column that is missing from ``columns`` of an update is unchanged and stored out of line.
+* A column that is missing from ``columns`` of an update is unchanged and stored out of line. If that cannot be, the log
+  is from before the column was added to the table: it is ``unknown`` too.
 * ``identity`` of an update whose key did not change holds the new row's key; with REPLICA IDENTITY FULL, all columns.
 * Names of types that need quotes in SQL are printed with these and without JSON's, so OIDs are asked for instead.
 * The leaf partition is named, not the partitioned table.
@@ -36,7 +37,7 @@ from towline.errors import SourceTableChanged, StreamMalformed
 from towline.frame import frame_row
 from towline.position import parse_lsn
 from towline.source.postgres.gather import FramedRow, Gatherer, RowBatch
-from towline.source.postgres.routed import Routed, whole_tables
+from towline.source.postgres.routed import Routed, check_added, lacking, whole_tables
 from towline_transforms.schema import TableName
 
 _BOOL, _BYTEA = 16, 17
@@ -119,6 +120,8 @@ class Decoder:
         self._gatherer = gatherer
         self._columns = {id(relation): _taken(relation) for relation in routed.relations}
         self._truncated: list[tuple[TableName, Relation]] = []
+        #: Relations of which all columns were seen: one that is absent later was dropped.
+        self._seen_whole: set[int] = set()
         self._json = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_no_constant)
 
     def feed(self, message: bytes, at: int = 0) -> None:
@@ -173,6 +176,12 @@ class Decoder:
             rows = [_gone(name, taken, _values(name, taken, message, "identity"))]
         else:
             new = _values(name, taken, message, "columns")
+            if len(new) < len(message["columns"]):
+                check_added(name, relation, [entry["name"] for entry in message["columns"]])
+            if len(new) == len(taken):
+                self._seen_whole.add(id(relation))
+            elif id(relation) in self._seen_whole:
+                _check_dropped(name, taken, new, action)
             if action == "I":
                 rows = [_inserted(name, taken, new)]
             else:
@@ -190,21 +199,24 @@ class Decoder:
 
 def _inserted(name: TableName, taken: Sequence[_Taken], new: Values) -> FramedRow:
     for column in taken:
-        if column.name not in new:
-            raise SourceTableChanged(f"{name} has no column {column.name} in the log at this point")
+        if column.key and column.name not in new:
+            raise lacking(name, column.name)
     return _row(name, taken, new, INSERT)
 
 
 def _updated(name: TableName, taken: Sequence[_Taken], new: Values, old: Values) -> list[FramedRow]:
     _check_key(name, taken, old)
     moved = any(column.key and new.get(column.name, old[column.name]) != old[column.name] for column in taken)
-    for column in taken:
-        if column.name not in new and column.name not in old and not column.out_of_line:
-            raise SourceTableChanged(f"{name} has no column {column.name} in the log at this point")
     row = _row(name, taken, {**old, **new} if len(new) < len(taken) else new, UPDATE)
     if not moved:
         return [row]
     return [_gone(name, taken, old), FramedRow(row.row, row.op, row.missing, row.unknown, back=1)]
+
+
+def _check_dropped(name: TableName, taken: Sequence[_Taken], new: Values, action: str) -> None:
+    for column in taken:
+        if column.name not in new and not (action == "U" and column.out_of_line):
+            raise lacking(name, column.name)
 
 
 def _gone(name: TableName, taken: Sequence[_Taken], old: Values) -> FramedRow:
@@ -238,7 +250,10 @@ def _row(name: TableName, taken: Sequence[_Taken], values: Values, op: int) -> F
         try:
             value = values[column.name]
         except KeyError:
-            missing |= 1 << column.place
+            if op == UPDATE and column.out_of_line:
+                missing |= 1 << column.place
+            else:
+                unknown |= 1 << column.place
             framed.append(None)
             continue
         if value is None:

@@ -87,8 +87,8 @@ def _match_columns(
                 ProblemKind.TARGET_TABLE,
                 f"{spec.into} has no such column. {suggest(name, (c.name for c in target.columns))}".rstrip(),
                 f"ALTER TABLE {quote_table(spec.into)} ADD COLUMN {quote(name)} {_sql(kind, placement)}; "
-                "or write a SELECT that names the columns to fill. A default that the source gave to rows without a change "
-                "comes with `towline verify --repair`.",
+                "or write a SELECT that names the columns to fill. A default that the source gave to rows without a "
+                "change comes with `towline verify --repair`.",
                 name,
             )
         elif not placement.carries(kind, target.column(name).type):

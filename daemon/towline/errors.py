@@ -85,7 +85,9 @@ class SourceRefused(TowlineError):
     """The source refuses the login, or the role lacks a privilege that replication needs."""
 
     code = "TL-302"
-    remedy = "The role needs LOGIN, REPLICATION and SELECT on the routed tables, and a pg_hba.conf line that lets it in."
+    remedy = (
+        "The role needs LOGIN, REPLICATION and SELECT on the routed tables, and a pg_hba.conf line that lets it in."
+    )
 
 
 class SourceSettings(TowlineError):
@@ -100,8 +102,8 @@ class SlotMissing(TowlineError):
 
     code = "TL-304"
     remedy = (
-        "Changes since the checkpoint can no longer be read. Find out who dropped the slot, then delete the pipeline's row "
-        "from towline.checkpoint at the target and run `towline apply`: all routes are copied again."
+        "Changes since the checkpoint can no longer be read. Find out who dropped the slot, then delete the pipeline's "
+        "row from towline.checkpoint at the target and run `towline apply`: all routes are copied again."
     )
 
 
@@ -124,7 +126,10 @@ class SlotAhead(TowlineError):
     """The slot was confirmed beyond the target's checkpoint: changes between the two are lost to this pipeline."""
 
     code = "TL-307"
-    remedy = "Something else confirmed the slot, or the target was restored to an older state: copy all routes again (see TL-304)."
+    remedy = (
+        "Something else confirmed the slot, or the target was restored to an older state: copy all routes "
+        "again (see TL-304)."
+    )
 
 
 class SourceReplaced(TowlineError):
@@ -152,7 +157,10 @@ class SourceTableChanged(TowlineError):
     """A routed table no longer has a column, a type or a replica identity that its routes need."""
 
     code = "TL-311"
-    remedy = "Change the target table or the routes to match, then `towline apply` and start again: it goes on from the checkpoint."
+    remedy = (
+        "Change the target table or the routes to match, then `towline apply` and start again: it goes on "
+        "from the checkpoint."
+    )
 
 
 class SourceTruncated(TowlineError):
@@ -269,7 +277,8 @@ class AddressInUse(TowlineError):
 
 
 class VerifyUnsettled(TowlineError):
-    """Rows could not be compared: the stream did not reach the position read from the source within the time allowed."""
+    """Rows could not be compared: the stream did not reach the position read from the source within the time
+    allowed."""
 
     code = "TL-601"
     action = Action.RETRY

@@ -167,10 +167,7 @@ class Frame:
         starts = self.starts.tolist()
         data = self.data
         return Frame.of_rows(
-            [
-                head + data[starts[i] + 2 : starts[i + 1]] + frame_value(value)
-                for i, value in enumerate(values)
-            ],
+            [head + data[starts[i] + 2 : starts[i + 1]] + frame_value(value) for i, value in enumerate(values)],
             self.width + 1,
         )
 

@@ -1,8 +1,8 @@
 """How far the target is behind the source, in seconds: right under load, when idle, and when the source is silent.
 
-The time of the last applied commit says nothing on an idle source, where it grows old though nothing is missing. Instead the
-source's position is sampled with the time of the sample: the lag is the age of the oldest sample that
-was not reached yet. When the last sample has been reached the lag is zero, unless samples stopped coming.
+The time of the last applied commit says nothing on an idle source, where it grows old though nothing is missing.
+Instead the source's position is sampled with the time of the sample: the lag is the age of the oldest sample that was
+not reached yet. When the last sample has been reached the lag is zero, unless samples stopped coming.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The loop: take a piece of the stream, apply it, commit with its position, acknowledge. Chunks of snapshots in between.
+"""The loop: take a piece of the stream, apply it, commit with its position, acknowledge; copy tables in between.
 
-The order of the last three is the promise: rows, ledger and checkpoint commit in one target transaction, and only then is
-the position acknowledged to the source. Whatever is killed in between is repeated or already done, never lost.
+The order of the last three is the promise: rows, ledger and checkpoint commit in one target transaction, and only then
+is the position acknowledged to the source. Whatever is killed in between is repeated or already done, never lost.
 
-``announce`` is called with the name of each point of the loop that is passed (`POINTS`); in production it does nothing, in
-fault tests it is where the daemon is killed.
+``announce`` is called with the name of each point of the loop that is passed (`POINTS`); in production it does
+nothing, in fault tests it is where the daemon is killed.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class ChunkReader(Protocol):
 class Pipeline:
     """One source, one target, many routes; runs in the thread that calls `run`.
 
-    ``checkpoint``: the position that is durable. ``reached``: the position up to which nothing is left to apply; it is ahead of the
-    checkpoint while the source writes nothing that is routed.
+    ``checkpoint``: the position that is durable. ``reached``: the position up to which nothing is left to apply; it is
+    ahead of the checkpoint while the source writes nothing that is routed.
     """
 
     def __init__(

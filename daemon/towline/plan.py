@@ -42,7 +42,7 @@ class Prepared:
 
     @property
     def findings(self) -> list[Finding]:
-        """What `check` has to say beyond the routes: settings, privileges and plugin of the source, types of the target."""
+        """What `check` has to say beyond the routes: source settings, privileges, plugin; target types."""
         config = self.config.source
         publication = config.publication if config.plugin == "pgoutput" else None
         found = source_setup.check(
@@ -91,7 +91,7 @@ def refused(problems: tuple[Problem, ...] | list[Problem]) -> RoutesRefused:
 
 
 def steps(prepared: Prepared) -> list[Step]:
-    """What `apply` would do, in its order; empty when all is there. Raises SlotMissing and SlotInUse as `apply` does."""
+    """What `apply` would do, in its order; empty when all is there. Raises SlotMissing and SlotInUse as it does."""
     found = _target_plan(prepared)
     if found.problems:
         raise refused(found.problems)
@@ -178,10 +178,12 @@ def _consistent(config: PipelineConfig, checkpoint: Checkpoint | None, slot: Slo
     """A checkpoint without its slot is a gap, which no `apply` may paper over; a slot without one must be nobody's."""
     if checkpoint is not None and not slot.exists:
         raise SlotMissing(
-            f"replication slot {config.source.slot} does not exist; the checkpoint is at {format_lsn(checkpoint.position)}"
+            f"replication slot {config.source.slot} does not exist; "
+            f"the checkpoint is at {format_lsn(checkpoint.position)}"
         )
     if checkpoint is None and slot.active_pid:
         raise SlotInUse(
-            f"slot {config.source.slot} exists and process {slot.active_pid} streams from it, but this target has no checkpoint",
+            f"slot {config.source.slot} exists and process {slot.active_pid} streams from it, "
+            "but this target has no checkpoint",
             hint="Is it another pipeline of the same name? Then give this one another name, or another `source.slot`.",
         )

@@ -36,8 +36,9 @@ def format_lsn(position: int) -> str:
 def before_page_header(position: int) -> int:
     """The same place in the log, without the header of an empty page.
 
-    ``pg_current_wal_insert_lsn()`` names where the next record would start: at a page boundary that is after the page's header
-    (24 bytes, 40 on a segment's first page), which is not written before the record. A stream that has sent everything
-    stops before it. See XLogBytePosToRecPtr and XLogBytePosToEndRecPtr in PostgreSQL's xlog.c (pages of 8 kB).
+    ``pg_current_wal_insert_lsn()`` names where the next record would start: at a page boundary that is after the
+    page's header (24 bytes, 40 on a segment's first page), which is not written before the record. A stream that has
+    sent everything stops before it. See XLogBytePosToRecPtr and XLogBytePosToEndRecPtr in PostgreSQL's xlog.c (pages
+    of 8 kB).
     """
     return position - position % 8192 if position % 8192 in (24, 40) else position

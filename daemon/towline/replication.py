@@ -1,7 +1,7 @@
 """One attempt to replicate: everything opened, checked and run, from the lock to the last acknowledgement.
 
-An attempt ends by being stopped, by having caught up, or with a coded error; then everything of it is closed. Nothing is carried over
-to the next attempt but what the target has made durable.
+An attempt ends by being stopped, by having caught up, or with a coded error; then everything of it is closed. Nothing
+is carried over to the next attempt but what the target has made durable.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def check_start(checkpoint: Checkpoint, now: Identity, slot: SlotState) -> None:
             "a standby was promoted, or the server was restored to an earlier time"
         )
     if not slot.exists:
-        raise SlotMissing(f"replication slot {checkpoint.slot} does not exist; the checkpoint is at {format_lsn(checkpoint.position)}")
+        raise SlotMissing(
+            f"replication slot {checkpoint.slot} does not exist; the checkpoint is at {format_lsn(checkpoint.position)}"
+        )
     if slot.plugin != checkpoint.plugin:
         raise SlotUnusable(f"slot {checkpoint.slot} is of plugin {slot.plugin}, the checkpoint of {checkpoint.plugin}")
     if slot.database != now.database:

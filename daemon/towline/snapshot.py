@@ -1,20 +1,21 @@
 """Snapshots beside the stream: which chunk next, and may it be used? Pure decisions, no I/O.
 
-A route is ``pending`` (its rows are copied later; changes are skipped), ``copying`` (chunks in key order; all its changes
-are applied, also to rows that are not copied yet) or ``streaming``. Routes are copied one after the other, parents first.
+A route is ``pending`` (its rows are copied later; changes are skipped), ``copying`` (chunks in key order; all its
+changes are applied, also to rows that are not copied yet) or ``streaming``. Routes are copied one after the other,
+parents first.
 
 Two rules make a chunk exact, without watermarks, locks or a second slot:
 
-1. A chunk may be used only if every transaction applied (or skipped) so far is visible in the snapshot it was read in. A
-   commit record can reach the log, and so this daemon, before the transaction becomes visible to others (it waits for
-   a synchronous standby, say): a chunk read in between would bring back an older row for good.
-2. A chunk commits in one target transaction with the stream up to the position read right after it (``Chunk.high``). What
-   the snapshot saw is then applied too, so what is loaded is, at every commit, a state that the source really had.
+1. A chunk may be used only if every transaction applied (or skipped) so far is visible in the snapshot it was read in.
+   A commit record can reach the log, and so this daemon, before the transaction becomes visible to others (it waits
+   for a synchronous standby, say): a chunk read in between would bring back an older row for good.
+2. A chunk commits in one target transaction with the stream up to the position read right after it (``Chunk.high``).
+   What the snapshot saw is then applied too, so what is loaded is, at every commit, a state that the source really had.
 
 What was committed before this process looked is unknown to rule 1's list. So the first chunks wait until a snapshot's
-``xmin`` has reached the *barrier*: the ``xmax`` of a snapshot taken when this process began to listen. All that ran then
-has ended, and is visible. The same wait covers what committed before the slot was created, and, for
-a table added to the publication later, the transactions that began before it was added.
+``xmin`` has reached the *barrier*: the ``xmax`` of a snapshot taken when this process began to listen. All that ran
+then has ended, and is visible. The same wait covers what committed before the slot was created, and, for a table added
+to the publication later, the transactions that began before it was added.
 """
 
 from __future__ import annotations
@@ -71,9 +72,7 @@ class Snapshots:
 
     def __init__(self, routes: Sequence[Route], states: Mapping[str, RouteState]) -> None:
         self._routes = copy_order(routes)
-        self._states = {
-            route.name: states.get(route.name) or RouteState(route.name, PENDING) for route in self._routes
-        }
+        self._states = {route.name: states.get(route.name) or RouteState(route.name, PENDING) for route in self._routes}
         self._barrier: int | None = None
         self._unseen: set[int] = set()
         self._active = self._compute_active()

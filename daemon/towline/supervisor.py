@@ -1,7 +1,7 @@
 """Runs one attempt after the other: signals, backoff, reload, and what health checks are told.
 
-SIGTERM and SIGINT finish or abandon the batch in hand and exit 0. SIGHUP reads the configuration again. An error that may
-pass is tried again after a growing, jittered delay; one that needs a person ends the process with its exit code.
+SIGTERM and SIGINT finish or abandon the batch in hand and exit 0. SIGHUP reads the configuration again. An error that
+may pass is tried again after a growing, jittered delay; one that needs a person ends the process with its exit code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from towline.web import Health, serve
 
 log = logging.getLogger(__name__)
 
-#: After a request to stop: when a batch in hand is abandoned, and when the process ends whatever hangs (seconds; 10 are promised).
+#: After a request to stop: when a batch in hand is abandoned, and when the process ends whatever hangs (seconds; 10 are
+#: promised).
 _GRACE, _LAST = 7.0, 2.0
 #: Without a sign of life from the loop for so long, /healthz says so (seconds).
 _LIVE = 120.0
@@ -196,5 +197,5 @@ class Supervisor:
 
 
 def run(path: Path, *, until_caught_up: bool = False, announce: Callable[[str], None] = lambda point: None) -> int:
-    """Run the pipeline file until stopped or caught up. Returns the exit code; raises coded errors that need a person."""
+    """Run the pipeline file until stopped or caught up. Returns the exit code; raises what needs a person."""
     return Supervisor(path, load(path), announce).run(until_caught_up=until_caught_up)

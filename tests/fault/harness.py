@@ -143,7 +143,9 @@ class Fault:
 
     def never_ahead(self) -> None:
         """The slot was not confirmed beyond the checkpoint (promise 2). Read in this order, since both move on."""
-        confirmed = self.at_source("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database()")
+        confirmed = self.at_source(
+            "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database()"
+        )
         assert parse_lsn(str(confirmed[0][0])) <= self.position()
 
 
@@ -155,7 +157,13 @@ def _rows(dsn: str, query: str) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def fault(
-    directory: Path, source: str, hub: str, *, plugin: str = "pgoutput", rows: int = 2000, through: tuple[str, str] | None = None
+    directory: Path,
+    source: str,
+    hub: str,
+    *,
+    plugin: str = "pgoutput",
+    rows: int = 2000,
+    through: tuple[str, str] | None = None,
 ) -> Iterator[Fault]:
     """A pipeline that is set up; ``through``: the DSNs that the daemon uses, when they lead through proxies."""
     with psycopg.connect(source, autocommit=True) as connection:

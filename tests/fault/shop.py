@@ -68,16 +68,19 @@ def fill(connection: psycopg.Connection, rows: int) -> None:
         (rows,),
     )
     connection.execute(
-        "INSERT INTO sale SELECT n, 1 + n %% %s, n %% 7, (ARRAY['new','done'])[1 + n %% 2] FROM generate_series(1, %s) n",
+        "INSERT INTO sale SELECT n, 1 + n %% %s, n %% 7, (ARRAY['new','done'])[1 + n %% 2]"
+        " FROM generate_series(1, %s) n",
         (rows, rows * 2),
     )
     connection.execute(
-        "INSERT INTO stock SELECT 'w' || n %% 4, 'sku-' || n, n, repeat('x', 3000) FROM generate_series(1, %s) n", (rows,)
+        "INSERT INTO stock SELECT 'w' || n %% 4, 'sku-' || n, n, repeat('x', 3000) FROM generate_series(1, %s) n",
+        (rows,),
     )
 
 
 class Shop:
-    """Transactions against the shop, one after the other, in a thread; `stop` ends it and raises what went wrong there."""
+    """Transactions against the shop, one after the other, in a thread; `stop` ends it and raises what went wrong
+    there."""
 
     def __init__(self, connect: Callable[[], psycopg.Connection], *, seed: int, rate: float, rows: int) -> None:
         self._connect = connect

@@ -61,7 +61,7 @@ def test_a_standby_can_be_stopped(under: Fault) -> None:
 
 
 def test_a_stale_daemon_cannot_write(under: Fault) -> None:
-    """A frozen daemon whose sessions were ended is replaced; when it wakes up it becomes the standby, and changes nothing."""
+    """A frozen daemon whose sessions were ended is replaced; when it wakes up it becomes the standby."""
     first = under.daemon()
     with shop(under, seed=2, rows=ROWS):
         active(under, first)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.harness import Fault, fault, shop
+from tests.fault.harness import fault, shop
 from tests.support.databases import NewDatabase
 from tests.support.wait import until
 from towline.demo.server import Server

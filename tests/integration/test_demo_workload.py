@@ -84,8 +84,10 @@ def test_pacer_keeps_its_rate_and_stops(source: str) -> None:
     assert pacer.error is None
     done = pacer.transactions
     with psycopg.connect(source) as connection:
-        row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'demo workload'"
-                                 " AND datname = current_database()").fetchone()
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'demo workload'"
+            " AND datname = current_database()"
+        ).fetchone()
     assert row == (0,)
     assert pacer.transactions == done
 

@@ -21,11 +21,14 @@ def peak(daemon: Daemon) -> int:
     return int(line.split()[1]) * 1024
 
 
-def test_a_transaction_of_a_million_rows(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
+def test_a_transaction_of_a_million_rows(
+    pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path
+) -> None:
     """Inserted, updated and deleted in one transaction each, the daemon stays under 300 MB."""
     line = Line.make(tmp_path, new_database(pg18), new_database(hub18), "  - {from: public.*, into: replica.*}")
     line.at_source(
-        "CREATE TABLE big (id bigint PRIMARY KEY, a text, b numeric, c timestamptz DEFAULT now(), d jsonb DEFAULT '{\"k\": 1}')"
+        "CREATE TABLE big (id bigint PRIMARY KEY, a text, b numeric, c timestamptz DEFAULT now(),"
+        " d jsonb DEFAULT '{\"k\": 1}')"
     )
     line.apply()
     daemon = Daemon(line.path, tmp_path / "daemon.log")
@@ -38,7 +41,10 @@ def test_a_transaction_of_a_million_rows(pg18: Server, hub18: Server, new_databa
             line.at_source(statement)
             wanted = line.at_source(count.format("public"))
             until(lambda: line.at_hub(count.format("replica")) == wanted, 240, daemon.log)  # noqa: B023
-        assert line.same("(SELECT * FROM big WHERE id % 100 = 7)", "(SELECT * FROM replica.big WHERE id % 100 = 7)", "id") == ROWS // 100
+        assert (
+            line.same("(SELECT * FROM big WHERE id % 100 = 7)", "(SELECT * FROM replica.big WHERE id % 100 = 7)", "id")
+            == ROWS // 100
+        )
         line.at_source("DELETE FROM big")
         until(lambda: line.at_hub("SELECT count(*) FROM replica.big") == [(0,)], 240, daemon.log)
         assert peak(daemon) < LIMIT, f"{peak(daemon) / 2**20:.0f} MB"

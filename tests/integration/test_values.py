@@ -1,7 +1,8 @@
-"""Values are exact (promise 4): drawn values of every type go through the whole pipeline, PostgreSQL says whether they are the same.
+"""Values are exact (promise 4): drawn values of every type go through the whole pipeline, PostgreSQL says whether they
+are the same.
 
-Each drawn value is offered to the source, which accepts or refuses it. What it accepts is copied by the snapshot, streamed by
-inserts, and streamed by updates; then both servers print their rows, which must be the same text.
+Each drawn value is offered to the source, which accepts or refuses it. What it accepts is copied by the snapshot,
+streamed by inserts, and streamed by updates; then both servers print their rows, which must be the same text.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ CREATE TYPE floatrange AS RANGE (subtype = float8);
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 integer = st.integers(-(2**31), 2**31 - 1)
 number = st.one_of(
-    st.sampled_from(["NaN", "Infinity", "-Infinity", "0", "0.0", "0.00", "-0", "1e-30", "1e30", "1.10", "100", "9" * 60]),
+    st.sampled_from(
+        ["NaN", "Infinity", "-Infinity", "0", "0.0", "0.00", "-0", "1e-30", "1e30", "1.10", "100", "9" * 60]
+    ),
     st.decimals(allow_nan=False, allow_infinity=False).map(str),
 )
 floating = st.one_of(st.floats().map(repr), st.sampled_from(["-0", "5e-324", "1.7976931348623157e308", "3.4028235e38"]))
@@ -159,12 +162,14 @@ USERS: dict[str, st.SearchStrategy[str]] = {
     "words": array(text),
     "pair": pairs,
     "pair[]": array(pairs),
-    "nested": st.builds('("({},x)","{{ok,sad}}")'.format, integer) | st.sampled_from(["(,)", '("(,)",{})', '("(1,)",)']),
+    "nested": st.builds('("({},x)","{{ok,sad}}")'.format, integer)
+    | st.sampled_from(["(,)", '("(,)",{})', '("(1,)",)']),
     "floatrange": span(floating),
     "regclass": st.sampled_from(["pg_class", "pg_type", "pg_catalog.pg_attribute"]),
     "tsquery": st.sampled_from(["a & b", "!a | b <-> c:*A", "'x y'", ""]),
     "regtype": st.sampled_from(["integer", "text[]"]),
 }
+
 
 def draw(types: dict[str, st.SearchStrategy[str]], count: int) -> dict[str, list[str]]:
     """Values of each type, the same in every run."""
@@ -211,7 +216,7 @@ def third(values: list[str]) -> list[str]:
 
 
 def round_trip(line: Line, drawn: dict[str, list[str]]) -> int:
-    """Rows that are there before, rows inserted later, rows changed later: all the same in the end. Returns how many."""
+    """Rows that are there before, rows inserted later, rows changed later: all the same. Returns how many."""
     tables = {name: f"v{place}" for place, name in enumerate(drawn)}
     with psycopg.connect(line.source, autocommit=True) as connection:
         for name, table in tables.items():
@@ -238,7 +243,9 @@ def round_trip(line: Line, drawn: dict[str, list[str]]) -> int:
     return compared
 
 
-@pytest.mark.parametrize("servers", [("pg18", "hub18"), ("pg15", "hub18"), ("pg18", "pg15"), ("pg15", "pg15")], ids="-to-".join)
+@pytest.mark.parametrize(
+    "servers", [("pg18", "hub18"), ("pg15", "hub18"), ("pg18", "pg15"), ("pg15", "pg15")], ids="-to-".join
+)
 def test_builtin_types(
     servers: tuple[str, str], request: pytest.FixtureRequest, new_database: NewDatabase, tmp_path: Path
 ) -> None:

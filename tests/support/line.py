@@ -1,4 +1,5 @@
-"""A whole pipeline in the test's own process: source database, hub database, pipeline file, and the real parts between."""
+"""A whole pipeline in the test's own process: source database, hub database, pipeline file, and the real parts
+between."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from psycopg import sql
 
 from towline import plan
 from towline.config import PipelineConfig, load
+from towline.differences import Report
 from towline.metrics import Metrics
 from towline.replication import Replication
-from towline.differences import Report
 from towline.verify import verify
 
 _numbers = itertools.count(1)
@@ -31,7 +32,9 @@ class Line:
     metrics: Metrics
 
     @classmethod
-    def make(cls, directory: Path, source: str, hub: str, routes: str, *, plugin: str = "pgoutput", more: str = "") -> Line:
+    def make(
+        cls, directory: Path, source: str, hub: str, routes: str, *, plugin: str = "pgoutput", more: str = ""
+    ) -> Line:
         """Write the pipeline file; nothing is created yet."""
         name = f"line-{os.getpid()}-{next(_numbers)}"
         path = directory / f"{name}.yaml"

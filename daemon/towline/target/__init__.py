@@ -6,14 +6,16 @@ ledger and checkpoint become durable together or not at all. Nothing is visible 
 **Idempotence.** Applying what was applied before leaves the same rows: the newest version of each key wins, deletes of
 absent rows do nothing.
 
-**One writer.** ``acquire`` takes the pipeline's session lock; ``open`` raises the epoch in the checkpoint. Each ``begin``
-locks the checkpoint row and each ``commit`` names its epoch: whoever has an older one gets `Fenced` and leaves no trace.
+**One writer.** ``acquire`` takes the pipeline's session lock; ``open`` raises the epoch in the checkpoint. Each
+``begin`` locks the checkpoint row and each ``commit`` names its epoch: whoever has an older one gets `Fenced` and
+leaves no trace.
 
-**Failure.** After an error from ``apply``, ``load`` or ``commit`` the transaction is rolled back, by ``rollback`` or by the server.
-`TargetUnavailable` and `TargetConflict` say nothing about the rows: the same pieces may be applied again. When the connection is lost
-during ``commit``, whether it took place is unknown: the checkpoint tells.
+**Failure.** After an error from ``apply``, ``load`` or ``commit`` the transaction is rolled back, by ``rollback`` or
+by the server. `TargetUnavailable` and `TargetConflict` say nothing about the rows: the same pieces may be applied
+again. When the connection is lost during ``commit``, whether it took place is unknown: the checkpoint tells.
 
-**Concurrency.** One thread. **Shutdown.** ``close`` may be called twice, and from another thread to end a call under way.
+**Concurrency.** One thread. **Shutdown.** ``close`` may be called twice, and from another thread to end a call under
+way.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkLoad:
-    """A chunk for one route, to be committed with the stream up to ``chunk.high``; ``state`` is the route's after it."""
+    """A chunk for one route, to be committed with the stream up to ``chunk.high``; ``state``: the route's after it."""
 
     route: Route
     chunk: Chunk
@@ -110,7 +112,7 @@ class Target(Protocol):
     """The writing side of a target, for one pipeline."""
 
     def acquire(self, timeout: float) -> bool:
-        """Try for the session lock, for up to ``timeout`` seconds. False: another daemon has it (this one is the standby)."""
+        """Try for the session lock, for up to ``timeout`` seconds. False: another daemon has it."""
 
     def open(self) -> Checkpoint:
         """Raise the epoch and read the checkpoint. Raises NotSetUp when `apply` has not run."""

@@ -155,8 +155,8 @@ def _server_findings(connection: psycopg.Connection, server: _Server, new_slot: 
     if server.max_slot_wal_keep_size != "-1":
         yield _warning(
             SourceSettings,
-            f"max_slot_wal_keep_size is {server.max_slot_wal_keep_size}: when the pipeline is further behind, the server "
-            "invalidates its slot, and everything must be copied again",
+            f"max_slot_wal_keep_size is {server.max_slot_wal_keep_size}: when the pipeline is further behind, "
+            "the server invalidates its slot, and everything must be copied again",
             "Raise it to what the server writes in the longest outage to expect, or set it to -1 and watch the disk.",
         )
     if server.idle_slot_timeout != "0":

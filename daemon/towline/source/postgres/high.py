@@ -1,10 +1,10 @@
 """How far the stream must be followed until it has told of everything that a snapshot saw.
 
-The position where the next log record will be inserted is surely beyond that. But a stream sends only what is flushed, and
-nothing has to be: reading a table writes log, too (pruning, hint bits with checksums), which on a quiet server is left in
-the buffer for up to fifteen seconds. What counts is the end of the commits that the snapshot saw, and a commit is
-flushed before it becomes visible. The exception are sessions with ``synchronous_commit = off``: the walwriter flushes
-their commits within three times ``wal_writer_delay`` (PostgreSQL's documentation, "Asynchronous Commit").
+The position where the next log record will be inserted is surely beyond that. But a stream sends only what is flushed,
+and nothing has to be: reading a table writes log, too (pruning, hint bits with checksums), which on a quiet server is
+left in the buffer for up to fifteen seconds. What counts is the end of the commits that the snapshot saw, and a commit
+is flushed before it becomes visible. The exception are sessions with ``synchronous_commit = off``: the walwriter
+flushes their commits within three times ``wal_writer_delay`` (PostgreSQL's documentation, "Asynchronous Commit").
 
 So the flushed position will do when it has reached the insert position, when that time has passed, or when the
 snapshot sees exactly what an earlier one saw for which one of these was true.
@@ -35,7 +35,8 @@ class Look:
 
 
 class High:
-    """Finds ``Chunk.high`` for looks of one session, in their order. Sleeps for the time that the walwriter may take, at most.
+    """Finds ``Chunk.high`` for looks of one session, in their order. Sleeps for the time that the walwriter may take,
+    at most.
 
     ``flushed`` and ``writer_delay`` ask the server: the end of the flushed log, and wal_writer_delay in seconds.
     """

@@ -45,7 +45,6 @@ _TEXT_ARRAY_OID = 1009
 _SECONDS_TO_CLOSE = 2.0
 
 
-
 class PostgresTables:
     """One session with the source. Calls of several threads wait for each other; `close` ends one under way.
 

@@ -36,7 +36,10 @@ def load(file: Path | str) -> PipelineConfig:
     try:
         text = file.read_text("utf-8")
     except OSError as error:
-        raise ConfigurationInvalid(f"{file}: cannot be read: {error.strerror}") from None
+        raise ConfigurationInvalid(
+            f"{file}: cannot be read: {error.strerror}",
+            hint="Name a pipeline file that is there and may be read; `towline init FILE` writes one to start from.",
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigurationInvalid(f"{file}: not UTF-8, at byte {error.start}") from None
     found = document.parse(text, os.environ, file.parent)

@@ -74,16 +74,20 @@ class RouteReport:
             return
         found = f"missing {self.missing}, extra {self.extra}, different {self.different}"
         rate = f"{self.rows / self.seconds:,.0f} rows/s" if self.seconds > 0 else ""
-        yield f"{self.route}: {self.rows} rows, {found} ({self.seconds:.1f} s, {rate})"
+        yield f"{self.route}: {_rows(self.rows)}, {found} ({self.seconds:.1f} s, {rate})"
         if self.unsettled:
-            yield f"  {self.unsettled} rows kept changing and were not verified"
+            yield f"  {_rows(self.unsettled)} kept changing, not verified"
         if self.repaired:
-            yield f"  {self.repaired} rows repaired"
+            yield f"  {_rows(self.repaired)} repaired"
         for name, count in sorted(self.columns.items()):
-            yield f"  column {name} differs in {count} rows"
+            yield f"  column {name} differs in {_rows(count)}"
         for sample in self.samples:
             key = ", ".join("NULL" if part is None else part for part in sample.key)
             yield f"  {sample.kind} ({key})" + (f" in {', '.join(sample.columns)}" if sample.columns else "")
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,13 @@ class Report:
     @property
     def total(self) -> str:
         """The last line of the report."""
-        return f"verified: {self.rows} rows compared, {self.differing} differ"
+        text = f"verified: {_rows(self.rows)} compared, {self.differing} differ"
+        if self.unsettled:
+            text += f", {self.unsettled} kept changing"
+        left_out = sum(route.state != "streaming" for route in self.routes)
+        if left_out:
+            text += f"; {left_out} of {len(self.routes)} routes not compared"
+        return text
 
     def lines(self) -> Iterator[str]:
         """For people, the total last."""

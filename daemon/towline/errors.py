@@ -199,7 +199,10 @@ class TargetRefused(TowlineError):
     """The target refuses the login, or the role lacks a privilege."""
 
     code = "TL-402"
-    remedy = "The role needs LOGIN, CREATE on the schemas it fills (or owned tables), and TEMPORARY on the database."
+    remedy = (
+        "The role needs LOGIN and TEMPORARY on the database; USAGE on the schemas and SELECT, INSERT, UPDATE, DELETE "
+        "on the tables that it fills; SELECT on those that it joins; CREATE where Towline is to make tables and schemas."
+    )
 
 
 class RowRefused(TowlineError):

@@ -97,7 +97,7 @@ def _statements(route: Route, relation: Relation) -> Iterator[str]:
     for title, statement in statements:
         if statement is not None:
             yield f"-- {title}"
-            yield from (statement + ";").splitlines()
+            yield from (line for line in (statement + ";").splitlines() if line.strip())
 
 
 def _staged(route: Route, relation: Relation) -> list[Column]:

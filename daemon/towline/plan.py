@@ -87,7 +87,8 @@ def prepare(config: PipelineConfig) -> Iterator[Prepared]:
 
 def refused(problems: tuple[Problem, ...] | list[Problem]) -> RoutesRefused:
     """One error for all problems, a line each."""
-    return RoutesRefused("\n".join([f"{len(problems)} problems with the routes", *map(str, problems)]))
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return RoutesRefused("\n".join([f"{count} with the routes", *map(str, problems)]))
 
 
 def steps(prepared: Prepared) -> list[Step]:

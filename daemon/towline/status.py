@@ -38,7 +38,10 @@ FROM {ledger} WHERE pipeline = %s GROUP BY route
 
 @dataclass(frozen=True, slots=True)
 class RouteStatus:
-    """A route's snapshot and ledger. ``state`` None: not known to the control tables (yet)."""
+    """A route's snapshot and ledger. ``state`` None: not known to the control tables (yet).
+
+    ``known`` False: the control tables could not be read, and nothing here says anything.
+    """
 
     name: str
     state: str | None = None
@@ -46,6 +49,7 @@ class RouteStatus:
     estimate: int = 0
     counts: Counts = field(default_factory=Counts)
     last_applied: datetime | None = None
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +228,7 @@ class Reader:
         """The routes of the file in their order, then those that patterns stand for."""
         names = {spec.name: None for spec in self._config.specs() if spec.source.name != ALL_TABLES}
         if target is None:
-            return tuple(RouteStatus(name) for name in names)
+            return tuple(RouteStatus(name, known=False) for name in names)
         names |= dict.fromkeys(target.states)
         return tuple(_route(name, target) for name in names)
 

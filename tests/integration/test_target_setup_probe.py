@@ -113,3 +113,28 @@ def test_the_probe_changes_nothing(ends: Ends) -> None:
     problems(ends, sale("state IS NULL AS total"))
     assert ends.target.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
     assert problems(ends, sale("state::text AS what")) == []
+
+
+def test_joined_tables_that_the_role_may_not_read(ends: Ends) -> None:
+    """A missing SELECT on a joined table is told by `check`, not by the first row."""
+    run(
+        ends.target,
+        """
+        CREATE TABLE hub.rate (day int PRIMARY KEY, rate numeric, secret text);
+        DROP ROLE IF EXISTS towline_joins;
+        CREATE ROLE towline_joins;
+        GRANT USAGE ON SCHEMA hub TO towline_joins;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON hub.sale TO towline_joins;
+        GRANT SELECT (day) ON hub.rate TO towline_joins;
+        SET ROLE towline_joins
+        """,
+    )
+    try:
+        select = "SELECT s.id, r.rate AS total FROM public.sale s LEFT JOIN hub.rate r ON r.day = s.id"
+        (found,) = problems(ends, spec("public.sale", "hub.sale", select, "sale"))
+        assert (found.kind, "hub.rate" in found.detail) == (ProblemKind.TARGET_TABLE, True)
+        assert found.remedy.startswith("Run at the target: GRANT SELECT ON hub.rate TO ")
+        run(ends.target, "RESET ROLE; GRANT SELECT (rate) ON hub.rate TO towline_joins; SET ROLE towline_joins")
+        assert problems(ends, spec("public.sale", "hub.sale", select, "sale")) == []
+    finally:
+        run(ends.target, "RESET ROLE; DROP OWNED BY towline_joins; DROP ROLE towline_joins")

@@ -88,6 +88,12 @@ def test_routes_in_plain_text() -> None:
     ]
 
 
+def test_what_could_not_be_read_is_not_zero() -> None:
+    """With the target down nothing is claimed of the routes."""
+    _, [row], _ = route_rows([RouteStatus("item", known=False)])
+    assert row == ["item", "?", "?", "?", "?", "?", "-"]
+
+
 def test_screen_shows_rates() -> None:
     """Rows a second are the difference of two looks; none are claimed at the first."""
     screen = Screen()

@@ -33,11 +33,11 @@ def test_a_report_in_words_and_as_json() -> None:
     report = Report("erp", (route,))
     lines = list(report.lines())
     assert lines[0].startswith("orders: 100 rows, missing 0, extra 1, different 15")
-    assert "  2 rows kept changing and were not verified" in lines
+    assert "  2 rows kept changing, not verified" in lines
     assert "  column total differs in 15 rows" in lines
     assert "  different (0, NULL) in total, état" in lines
     assert "  extra (x)" in lines
-    assert lines[-1] == "verified: 100 rows compared, 16 differ"
+    assert lines[-1] == "verified: 100 rows compared, 16 differ, 2 kept changing"
     assert len(route.samples) == SAMPLES + 1
     data = json.loads(json.dumps(report.as_dict()))
     assert (data["rows"], data["differing"], data["unsettled"]) == (100, 16, 2)
@@ -47,6 +47,9 @@ def test_a_report_in_words_and_as_json() -> None:
 
 def test_a_route_that_was_not_compared_says_so() -> None:
     """One clear line, and no figures."""
+    assert Report("p", (RouteReport("a", "copying"), RouteReport("b", rows=1))).total == (
+        "verified: 1 row compared, 0 differ; 1 of 2 routes not compared"
+    )
     assert list(RouteReport("a", "copying").lines()) == ["a: not compared, its first copy is not complete (copying)"]
 
 

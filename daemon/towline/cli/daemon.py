@@ -18,7 +18,10 @@ log = logging.getLogger(__name__)
 @click.option("--until-caught-up", is_flag=True, help="Go up to where the source is now, then end with exit code 0.")
 @click.pass_context
 def run(ctx: click.Context, pipeline_file: Path, until_caught_up: bool) -> None:
-    """Replicate until stopped: SIGTERM or SIGINT end it with nothing lost, SIGHUP reads the file again."""
+    """Replicate until stopped.
+
+    SIGTERM and SIGINT (Ctrl-C) end it with nothing lost; SIGHUP reads the file again. The log goes to stderr.
+    """
     loaded = config.load(pipeline_file)
     logs.configure(loaded.log.format, loaded.log.level, pipeline=loaded.pipeline)
     for text in loaded.warnings():

@@ -20,7 +20,10 @@ from towline.explain import explain as explain_route
 @click.argument("route")
 @click.option("--rows", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many source rows.")
 def preview(pipeline_file: Path, route: str, rows: int) -> None:
-    """Apply real rows of the source through ROUTE, show the target before and after, and roll back."""
+    """Try ROUTE on real rows, and roll back.
+
+    Rows of the source are applied to the target in a transaction that is rolled back; what it did to them is shown.
+    """
     with planning.prepare(config.load(pipeline_file)) as prepared:
         result = previewing.preview(prepared, find(prepared.routes, route), rows)
         for line in result.lines():
@@ -31,7 +34,10 @@ def preview(pipeline_file: Path, route: str, rows: int) -> None:
 @pipeline_file
 @click.argument("route")
 def explain(pipeline_file: Path, route: str) -> None:
-    """Show where each column of ROUTE comes from, what travels, and the statements that run."""
+    """Show what ROUTE does: lineage and SQL.
+
+    Where each column comes from, which columns travel, and the statements that run at the target.
+    """
     loaded = config.load(pipeline_file)
     with planning.prepare(loaded) as prepared:
         found = find(prepared.routes, route)
@@ -48,7 +54,10 @@ def explain(pipeline_file: Path, route: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON; docs/OPERATIONS.md describes the fields.")
 @click.pass_context
 def verify(ctx: click.Context, pipeline_file: Path, routes: tuple[str, ...], repair: bool, as_json: bool) -> None:
-    """Compare the target with what the routes make of the source, while both go on. Exit code 4: rows differ."""
+    """Compare all rows of source and target.
+
+    The target with what the routes make of the source, while both go on. Exit code 4: rows differ.
+    """
     with planning.prepare(config.load(pipeline_file)) as prepared:
         wanted = [find(prepared.routes, name).name for name in routes] or None
         report = verification.verify(prepared, routes=wanted, repair=repair)

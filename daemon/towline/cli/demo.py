@@ -9,7 +9,11 @@ import click
 @click.option("--seconds", type=click.IntRange(min=1), help="Stop after so many seconds; default: at Ctrl-C.")
 @click.pass_context
 def demo(ctx: click.Context, seconds: int | None) -> None:
-    """Replicate a small ERP between two PostgreSQL servers of its own, live, and verify it at the end."""
+    """Replicate a small ERP, live, on servers of its own.
+
+    Starts two PostgreSQL servers in a temporary directory, keeps one busy, replicates it into the other, and verifies
+    all rows at the end. Nothing of it is left behind.
+    """
     try:
         from towline.demo import run as run_demo
     except ImportError as error:

@@ -14,7 +14,10 @@ from towline import config
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), default="pipeline.yaml")
 def init(path: Path) -> None:
-    """Write a commented pipeline file to start from. Never overwrites one."""
+    """Write a commented pipeline file to start from.
+
+    PATH is pipeline.yaml if not given. A file that exists is never overwritten.
+    """
     text = resources.files(__package__).joinpath("starter.yaml").read_text("utf-8")
     try:
         with path.open("x", encoding="utf-8") as file:

@@ -61,10 +61,10 @@ def route_rows(routes: Sequence[RouteStatus]) -> tuple[list[str], list[list[str]
         [
             route.name,
             snapshot(route),
-            f"{route.counts.upserted:,}",
-            f"{route.counts.deleted:,}",
-            f"{route.counts.superseded:,}",
-            f"{route.counts.filtered:,}",
+            _count(route, route.counts.upserted),
+            _count(route, route.counts.deleted),
+            _count(route, route.counts.superseded),
+            _count(route, route.counts.filtered),
             f"{route.last_applied:%Y-%m-%d %H:%M:%S}" if route.last_applied is not None else "-",
         ]
         for route in routes
@@ -73,10 +73,16 @@ def route_rows(routes: Sequence[RouteStatus]) -> tuple[list[str], list[list[str]
 
 
 def snapshot(route: RouteStatus) -> str:
-    """``streaming``, ``pending``, or how far the copy is."""
+    """``streaming``, ``pending``, or how far the copy is; ``?`` when the target could not be asked."""
+    if not route.known:
+        return "?"
     if route.state == "copying" and route.estimate > 0:
         return f"copying {min(99, 100 * route.copied // route.estimate)} %"
     return route.state or "not set up"
+
+
+def _count(route: RouteStatus, count: int) -> str:
+    return f"{count:,}" if route.known else "?"
 
 
 class Screen:
@@ -117,9 +123,9 @@ class Screen:
                 Text(route.name),
                 _bar(route),
                 f"{self._rates.get(route.name, 0):,.0f}",
-                f"{route.counts.upserted:,}",
-                f"{route.counts.deleted:,}",
-                f"{route.counts.seen:,}",
+                _count(route, route.counts.upserted),
+                _count(route, route.counts.deleted),
+                _count(route, route.counts.seen),
             )
         return table
 

@@ -17,18 +17,26 @@ from towline.source import Finding, Step
 @pipeline_file
 @click.pass_context
 def check(ctx: click.Context, pipeline_file: Path) -> None:
-    """Check the file, both ends, and every route against both catalogs. Changes nothing."""
+    """Check the file, both ends and every route.
+
+    Nothing is changed. Every problem is printed, with what to do.
+    """
     loaded = config.load(pipeline_file)
     warn(loaded)
     with planning.prepare(loaded) as prepared:
         findings, routes = prepared.findings, prepared.routes
+    _tell(ctx, findings)
+    click.echo(f"ok: {len(routes)} {'route holds' if len(routes) == 1 else 'routes hold'}")
+
+
+def _tell(ctx: click.Context, findings: list[Finding]) -> None:
+    """Print the findings; end the command when one of them is fatal."""
     for finding in findings:
         click.echo(f"{'error' if finding.fatal else 'warning'} {finding.code}: {finding.detail}")
         click.echo(f"  what to do: {finding.remedy}")
     fatal = [finding for finding in findings if finding.fatal]
     if fatal:
         ctx.exit(max(map(_exit_code, fatal)))
-    click.echo(f"ok: {len(routes)} {'route holds' if len(routes) == 1 else 'routes hold'}")
 
 
 def _exit_code(finding: Finding) -> int:
@@ -40,7 +48,7 @@ def _exit_code(finding: Finding) -> int:
 @pipeline_file
 @click.option("--side", type=click.Choice(["source", "target"]), help="Only the steps at one end, for psql.")
 def plan(pipeline_file: Path, side: str | None) -> None:
-    """Show what `apply` would create, as SQL that psql can run. Changes nothing."""
+    """Show what `apply` would do, as SQL for psql."""
     with planning.prepare(config.load(pipeline_file)) as prepared:
         steps = planning.steps(prepared)
     shown = [step for step in steps if side in (None, step.side)]
@@ -52,8 +60,13 @@ def plan(pipeline_file: Path, side: str | None) -> None:
 
 @click.command()
 @pipeline_file
-def apply(pipeline_file: Path) -> None:
-    """Create what is missing at both ends: control tables, target tables, publication, slot. Safe to repeat."""
+@click.pass_context
+def apply(ctx: click.Context, pipeline_file: Path) -> None:
+    """Create what is missing at both ends. Safe to repeat.
+
+    That is, at the target: control tables, and the tables of identity routes; at the source: publication and slot.
+    Nothing is done while `towline check` finds an error.
+    """
     done = 0
 
     def report(step: Step) -> None:
@@ -62,6 +75,7 @@ def apply(pipeline_file: Path) -> None:
         click.echo(f"{step.side}: {step.title}")
 
     with planning.prepare(config.load(pipeline_file)) as prepared:
+        _tell(ctx, [finding for finding in prepared.findings if finding.fatal])
         planning.apply(prepared, report)
     click.echo(f"applied: {done} {'step' if done == 1 else 'steps'}" if done else "nothing to do")
 

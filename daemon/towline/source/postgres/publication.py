@@ -105,16 +105,20 @@ def changes(publication: str, found: Published | None, columns: Columns) -> list
     name = sql.Identifier(publication)
     if found is None:
         create = sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(name, _tables(columns), _OPTIONS)
-        return [(f"Create the publication {publication} of {len(columns)} tables", create)]
+        return [(f"publication {publication} of {_count(columns)}", create)]
     needed: list[tuple[str, Composable]] = []
     as_sets = {table: None if listed is None else frozenset(listed) for table, listed in columns.items()}
     if not found.all_tables and (found.other or found.columns != as_sets):
         change = sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(name, _tables(columns))
-        needed.append((f"Change the publication {publication} to {len(columns)} tables", change))
+        needed.append((f"publication {publication}, changed to {_count(columns)}", change))
     if not found.options_right:
         change = sql.SQL("ALTER PUBLICATION {} SET ({})").format(name, _OPTIONS)
-        needed.append((f"Have the publication {publication} publish all changes, under the names of roots", change))
+        needed.append((f"publication {publication}, changed to publish all changes, under the names of roots", change))
     return needed
+
+
+def _count(columns: Columns) -> str:
+    return f"{len(columns)} table" if len(columns) == 1 else f"{len(columns)} tables"
 
 
 def _tables(columns: Columns) -> Composable:

@@ -46,7 +46,7 @@ def plan(
             statement = sql.SQL("SELECT lsn FROM pg_catalog.pg_create_logical_replication_slot({}, {})").format(
                 sql.Literal(slot), sql.Literal(plugin)
             )
-            steps.append(Step("source", f"Create the replication slot {slot}", statement.as_string(connection)))
+            steps.append(Step("source", f"replication slot {slot}", statement.as_string(connection)))
         return steps
 
 

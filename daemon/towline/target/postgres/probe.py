@@ -4,7 +4,7 @@
 * Which functions does the SELECT come down to, casts and operators included, and are they functions of the row? A
   temporary view of it is made and rolled back: the server notes which functions of its users a view depends on.
   Built-in ones are not noted, so that they are looked up by name.
-* Does the role have the privileges?
+* Does the role have the privileges, on the tables that are joined too?
 """
 
 from __future__ import annotations
@@ -29,6 +29,17 @@ _VIEW = "towline_probe"
 _PRIVILEGES = """
 SELECT privilege FROM unnest(%s::text[]) AS privilege
 WHERE NOT pg_catalog.has_table_privilege(%s, privilege)
+"""
+
+#: Tables of which the view reads columns that the role may not read. To make a view one need not be allowed to.
+_UNREADABLE = """
+SELECT DISTINCT d.refobjid::pg_catalog.regclass::text
+FROM pg_catalog.pg_rewrite r
+JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
+WHERE r.ev_class = %s::pg_catalog.regclass AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+  AND d.refobjid <> r.ev_class AND d.refobjsubid > 0
+  AND NOT pg_catalog.has_column_privilege(d.refobjid, d.refobjsubid::smallint, 'SELECT')
+ORDER BY 1
 """
 
 #: Functions, and those behind operators, on which the view's rule depends.
@@ -72,7 +83,7 @@ def probe(connection: psycopg.Connection[Any], routes: Sequence[Route], relation
             problems += refused
             problems += _privileges(connection, route)
             if route.select is not None and not refused:
-                problems += _functions(connection, route, travelling[route.source.name])
+                problems += _select(connection, route, travelling[route.source.name])
     return problems
 
 
@@ -123,13 +134,23 @@ def _privileges(connection: psycopg.Connection[Any], route: Route) -> Iterator[P
         )
 
 
-def _functions(connection: psycopg.Connection[Any], route: Route, relation: Relation) -> Iterator[Problem]:
+def _select(connection: psycopg.Connection[Any], route: Route, relation: Relation) -> Iterator[Problem]:
+    """What is wrong with the tables that the SELECT joins, and with the functions that it calls."""
     rows, _ = _stages(route, relation)
     found: list[tuple[str, str, str, bool]] = []
     with connection.transaction():
         connection.execute(f"CREATE TEMPORARY VIEW {_VIEW} AS {dialect.select_over(route, rows)}".encode())
+        unreadable = [name for (name,) in connection.execute(_UNREADABLE, (f"pg_temp.{_VIEW}",))]
         found += connection.execute(_OF_VIEW, (f"pg_temp.{_VIEW}",)).fetchall()
         raise Rollback
+    role = connection.info.user
+    for table in unreadable:  # as SQL: the server has quoted it
+        yield _problem(
+            route,
+            ProblemKind.TARGET_TABLE,
+            f"The role {role} may not read all that the SELECT takes from {table}.",
+            f"Run at the target: GRANT SELECT ON {table} TO {quote(role)};",
+        )
     called = [name.removeprefix("pg_catalog.") for name in functions_called(route)]
     found += connection.execute(_BUILT_IN, ([name for name in called if "." not in name],)).fetchall()
     for name, kind, volatility, returns_set in found:

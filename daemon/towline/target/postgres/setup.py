@@ -256,7 +256,8 @@ def _route_states(
             "SELECT {}, route, 'pending' FROM unnest({}::text[]) AS route\n"
             "ON CONFLICT (pipeline, route) DO NOTHING"
         ).format(sql.Identifier(schema), sql.Literal(pipeline), sql.Literal(new))
-        steps.append(Step("target", f"first copy of {len(new)} routes", statement.as_string(connection)))
+        count = "1 route" if len(new) == 1 else f"{len(new)} routes"
+        steps.append(Step("target", f"first copy of {count}", statement.as_string(connection)))
     if gone := sorted(set(states) - set(names)):
         statement = sql.SQL("DELETE FROM {}.route_state WHERE pipeline = {} AND route = ANY ({}::text[])").format(
             sql.Identifier(schema), sql.Literal(pipeline), sql.Literal(gone)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from sqlglot.errors import SqlglotError
 
 from towline_transforms.functions import calls
-from towline_transforms.identifier import suggest
+from towline_transforms.identifier import suggest, suggest_table
 from towline_transforms.identity import check_identity, derived_name, identity_route
 from towline_transforms.parse import joined_tables
 from towline_transforms.problems import Problem, ProblemKind, RouteError
@@ -126,7 +126,7 @@ def functions_called(route: Route) -> frozenset[str]:
 def _check(spec: RouteSpec, source: Catalog, target: Catalog, report: Report) -> Route | None:
     table = source.get(spec.source)
     if table is None:
-        near = suggest(str(spec.source), map(str, source.tables))
+        near = suggest_table(spec.source, source.tables)
         if _EVERY in spec.source.name:
             near = f"A pattern is {spec.source.schema}.*, all tables of the schema. {near}".rstrip()
         report.add(

@@ -43,3 +43,11 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """``"Did you mean a or b?"``, or an empty string when nothing known is near."""
     near = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.6)
     return f"Did you mean {' or '.join(near)}?" if near else ""
+
+
+def suggest_table(name: TableName, known: Iterable[TableName]) -> str:
+    """As `suggest`, for a table: near ones of its schema, or those of its very name in others."""
+    tables = list(known)
+    near = difflib.get_close_matches(name.name, sorted({t.name for t in tables if t.schema == name.schema}), n=3)
+    found = [TableName(name.schema, each) for each in near] or sorted((t for t in tables if t.name == name.name), key=str)
+    return f"Did you mean {' or '.join(map(str, found))}?" if found else ""

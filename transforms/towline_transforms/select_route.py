@@ -9,7 +9,7 @@ from sqlglot import exp
 from sqlglot.tokenizer_core import Token
 
 from towline_transforms.functions import refused_calls
-from towline_transforms.identifier import quote, quote_list, quote_table, suggest
+from towline_transforms.identifier import quote, quote_list, quote_table, suggest, suggest_table
 from towline_transforms.joins import find_table, prove_single
 from towline_transforms.lineage import CONSTANT_PSEUDO, Dependencies, Lineage, Scope, trace, unread_columns
 from towline_transforms.parse import Statement, parse
@@ -41,7 +41,7 @@ def select_route(
     """Check a SELECT route; None when something is wrong, which is reported then."""
     target = targets.get(spec.into)
     if target is None:
-        near = suggest(str(spec.into), map(str, targets.tables))
+        near = suggest_table(spec.into, targets.tables)
         report.add(
             ProblemKind.TARGET_TABLE,
             f"The target table {spec.into} does not exist.",

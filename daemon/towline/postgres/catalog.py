@@ -167,9 +167,9 @@ def _identity(
     else:
         chosen = [index for index in indexes if index.primary and index.immediate]
         missing = (
-            "Its primary key is deferrable, which the log cannot use. ALTER TABLE … REPLICA IDENTITY USING INDEX …"
+            "Its primary key is deferrable, which the log cannot use."
             if any(index.primary for index in indexes)
-            else "It has no primary key. Add one, or ALTER TABLE … REPLICA IDENTITY USING INDEX …"
+            else "It has no primary key, and no index is its replica identity."
         )
     return (chosen[0].columns, "") if chosen else ((), missing)
 

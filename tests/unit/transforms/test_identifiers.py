@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlglot import exp
 
 from towline_transforms.check import check_routes
-from towline_transforms.identifier import MAX_BYTES, fold, quote, suggest
+from towline_transforms.identifier import MAX_BYTES, fold, quote, suggest, suggest_table
 from towline_transforms.route import RouteSpec
 from towline_transforms.schema import Catalog, Column, SqlType, Table, TableName
 
@@ -77,6 +77,14 @@ def test_suggest() -> None:
     """Near names are suggested, and nothing when there is none."""
     assert suggest("totl", ["total", "zebra"]) == "Did you mean total?"
     assert suggest("xyz", ["total"]) == ""
+
+
+def test_suggest_table() -> None:
+    """A near name of the schema, or the same name elsewhere; that schemas are equal makes no name near."""
+    known = [TableName("public", "sale_order"), TableName("hub", "party")]
+    assert suggest_table(TableName("public", "sale_orders"), known) == "Did you mean public.sale_order?"
+    assert suggest_table(TableName("public", "party"), known) == "Did you mean hub.party?"
+    assert suggest_table(TableName("public", "custommer"), known) == ""
 
 
 @given(

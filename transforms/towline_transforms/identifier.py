@@ -48,6 +48,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def suggest_table(name: TableName, known: Iterable[TableName]) -> str:
     """As `suggest`, for a table: near ones of its schema, or those of its very name in others."""
     tables = list(known)
-    near = difflib.get_close_matches(name.name, sorted({t.name for t in tables if t.schema == name.schema}), n=3)
-    found = [TableName(name.schema, each) for each in near] or sorted((t for t in tables if t.name == name.name), key=str)
+    near = difflib.get_close_matches(
+        name.name, sorted({table.name for table in tables if table.schema == name.schema}), n=3
+    )
+    elsewhere = sorted((table for table in tables if table.name == name.name), key=str)
+    found = [TableName(name.schema, each) for each in near] or elsewhere
     return f"Did you mean {' or '.join(map(str, found))}?" if found else ""

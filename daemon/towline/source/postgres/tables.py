@@ -104,7 +104,7 @@ class PostgresTables:
             order = self._order(relation)
             where = [] if after is None else [order.after(after)]
             statement = sql.SQL("{} LIMIT {}").format(_select(relation, order, where), sql.Literal(limit))
-            with _snapshot(connection) as look:
+            with _snapshot(connection, relation, order) as look:
                 found, cut = rows.copy_out(connection, _copy(statement, connection), self._max_chunk_bytes)
             frame = Frame.of_rows(found, len(relation.columns))
             upto = _last_key(connection, relation, frame) if cut or len(frame) == limit else None
@@ -117,7 +117,7 @@ class PostgresTables:
             where = [] if after is None else [order.after(after)]
             where += [] if upto is None else [order.upto(upto)]
             statement = _select(relation, order, where)
-            with _snapshot(connection) as look:
+            with _snapshot(connection, relation, order) as look:
                 found, _ = rows.copy_out(connection, _copy(statement, connection))
             frame = Frame.of_rows(found, len(relation.columns))
             return Chunk(relation, frame, upto, look.visibility, self._high.of(look), look.at)
@@ -130,7 +130,7 @@ class PostgresTables:
             flat = relation.format is Format.TEXT or all(base_type(c.type).array_oid for c in relation.key_columns)
             step = _FETCH_KEYS if flat else _FETCH_PARAMETERS // keys.width
             frames = []
-            with _snapshot(connection) as look:
+            with _snapshot(connection, relation, order) as look:
                 for start in range(0, len(keys), step):
                     part = Frame.of_rows(
                         [keys.row(row) for row in range(start, min(start + step, len(keys)))], keys.width
@@ -190,14 +190,26 @@ def _look(connection: psycopg.Connection) -> Look:
 
 
 @contextmanager
-def _snapshot(connection: psycopg.Connection) -> Iterator[Look]:
-    """A transaction that sees one snapshot throughout."""
-    connection.execute(_BEGIN)
-    try:
-        yield _look(connection)
-    finally:
-        if not connection.closed:
-            connection.execute("ROLLBACK")  # nothing was written; it may be in error
+def _snapshot(connection: psycopg.Connection, relation: Relation, order: KeyOrder) -> Iterator[Look]:
+    """A transaction that sees one snapshot throughout, of a table that is stored where it was when that was taken.
+
+    To a snapshot of before, a table that was rewritten (by ALTER TABLE) or replaced is empty, without an error. Who
+    reads waits for that to end, with the snapshot in hand: then it is time for another one.
+    """
+    table = _from(relation, order).as_bytes(connection).replace(b"%", b"%%")
+    as_seen = _SQL["as_seen"].replace(b"{table}", table)
+    names = {"schema": relation.name.schema, "name": relation.name.name}
+    while True:
+        connection.execute(_BEGIN)
+        try:
+            look = _look(connection)
+            row = connection.execute(as_seen, names).fetchone()  # it has the table's lock from here on
+            if row is not None and row[0]:
+                yield look
+                return
+        finally:
+            if not connection.closed:
+                connection.execute("ROLLBACK")  # nothing was written; it may be in error
 
 
 def _text(column: Column) -> Composable:

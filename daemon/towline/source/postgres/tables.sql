@@ -40,6 +40,27 @@ SELECT
   clock_timestamp()
 ;
 
+-- name: as_seen
+-- Whether a table and its partitions are those that the transaction's snapshot sees, and stored in the same files.
+-- Catalogs are read as of the snapshot; functions look at what is true now. The table is
+-- locked when this is parsed.
+WITH seen AS (
+  SELECT c.oid
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+), parts AS (
+  SELECT oid FROM seen
+  UNION
+  SELECT tree.relid::oid FROM seen, pg_partition_tree(seen.oid) AS tree
+)
+SELECT
+  NOT EXISTS (SELECT FROM {table} WHERE false)
+  AND EXISTS (SELECT FROM seen WHERE oid = to_regclass(format('%%I.%%I', %(schema)s, %(name)s)))
+  AND NOT EXISTS (
+    SELECT FROM parts LEFT JOIN pg_class c ON c.oid = parts.oid
+    WHERE c.oid IS NULL OR nullif(c.relfilenode, 0) IS DISTINCT FROM pg_relation_filenode(c.oid))
+;
+
 -- name: flushed
 SELECT coalesce(pg_wal_lsn_diff(
   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END, '0/0'), 0)::bigint

@@ -80,6 +80,17 @@ def delete(route: Route, keys: str) -> str | None:
     return _remove(route, _key_select(route, keys, time))
 
 
+def delete_but(route: Route, keys: str, kept: str) -> str:
+    """As `delete`, for a `movable` route, without the target's rows of the staged keys ``kept``.
+
+    A key may change into one of other bytes that is equal at the target: what is to be deleted at the place where the
+    row goes would be the row itself.
+    """
+    match = " AND ".join(_match(route, name, "o") for name in route.key)
+    statement = _remove(route, _key_select(route, keys, []))
+    return f"{statement}\nAND NOT EXISTS (SELECT FROM (\n{_key_select(route, kept, [])}\n) AS o WHERE {match})"
+
+
 def delete_unmade(route: Route, stage: str) -> str | None:
     """Delete (or mark) the target's rows of staged source rows of which the filtered route makes none. None: as for
     `delete`.
@@ -147,8 +158,13 @@ def movable(route: Route) -> bool:
 
 
 def absent(route: Route, stage: str) -> str:
-    """The numbers (`PLACE`) of staged rows whose key the target does not have, though the route makes a row of them."""
+    """The numbers (`PLACE`) of staged rows whose key the target does not have (or has marked as deleted), though the
+    route makes a row of them.
+    """
     match = " AND ".join(_match(route, name, "k") for name in route.key)
+    if route.on_delete is OnDelete.MARK and route.mark_column is not None:
+        # What changed since it was marked is not in it.
+        match += f" AND t.{quote(route.mark_column)} IS {'NULL' if marks_with_time(route) else 'NOT TRUE'}"
     statement = (
         f"SELECT k.{PLACE} FROM (\n{_key_select(route, stage, [PLACE])}\n) AS k\n"
         f"WHERE NOT EXISTS (SELECT FROM {quote_table(route.into)} AS t WHERE {match})"
@@ -169,8 +185,10 @@ def marks_with_time(route: Route) -> bool:
 
 
 def survives(route: Route, missing: frozenset[str]) -> bool:
-    """Whether it can be told without the ``missing`` source columns if the route makes a row."""
-    return not route.filter_sources & missing
+    """Whether it can be told without the ``missing`` source columns if the route makes a row, and if the target's row
+    has them as they were before: one that stays there while the filter leaves it out does not follow the source.
+    """
+    return not route.filter_sources & missing and not (route.filtered and route.on_delete is OnDelete.IGNORE)
 
 
 def _remove(route: Route, keys: str, prefix: str = "") -> str | None:

@@ -55,7 +55,7 @@ class _Work:
     live: Staged | None = None
     partial: list[Staged] = field(default_factory=list)
     gaps: dict[str, Gaps] = field(default_factory=dict)
-    gone_but_moved: dict[str, Staged] = field(default_factory=dict)
+    gone_but_moved: dict[str, tuple[Staged, Staged]] = field(default_factory=dict)
     fresh: dict[str, Staged] = field(default_factory=dict)
 
 
@@ -175,7 +175,11 @@ class Attempts:
         for slot, route in enumerate(work.routes):
             if (gaps := work.gaps.get(route.name)) is not None and gaps.moves:
                 keys = self._keys(work, _gone_but_moved(compacted, gaps.moves), job)
-                work.gone_but_moved[route.name] = self._stages.load(work.shape, Kind.KEYS, keys, slot=slot + 1)
+                kept = self._keys(work, _origins(compacted, gaps.moves), job)
+                work.gone_but_moved[route.name] = (
+                    self._stages.load(work.shape, Kind.KEYS, keys, slot=2 * slot + 1),
+                    self._stages.load(work.shape, Kind.KEYS, kept, slot=2 * slot + 2),
+                )
         if not work.direct:
             self._stage_live(work, job)
 
@@ -196,9 +200,10 @@ class Attempts:
             counts.filtered += len(compacted.gone)
             return
         counts.deleted += len(compacted.gone)
-        gone = work.gone_but_moved.get(route.name, work.gone)
-        if gone is not None:
-            self._run("delete", route, gone, dialect.delete)
+        if (moved := work.gone_but_moved.get(route.name)) is not None:
+            self._delete_but(route, *moved)
+        elif work.gone is not None:
+            self._run("delete", route, work.gone, dialect.delete)
         if route.filtered:
             stages = [work.live, work.fresh.get(route.name)]
             if (gaps := work.gaps.get(route.name)) is not None:
@@ -206,6 +211,15 @@ class Attempts:
             for staged in stages:
                 if staged is not None:
                     self._run("unmade", route, staged, dialect.delete_unmade)
+
+    def _delete_but(self, route: Route, gone: Staged, kept: Staged) -> None:
+        key = ("delete but", route.name, *gone.key, *kept.key)
+        statement = self._statements.get(key)
+        if statement is None:
+            names = gone.sql(route), kept.sql(route, len(gone.parameters) + 1)
+            statement = self._statements[key] = dialect.delete_but(route, *names)
+        self.current = route
+        self._executor.run(statement, (*gone.parameters, *kept.parameters), prepare=gone.prepare and kept.prepare)
 
     def _write(self, route: Route, work: _Work, job: Job, tally: Tally) -> None:
         counts = tally.of(route)
@@ -278,12 +292,21 @@ class Attempts:
 
 def _gone_but_moved(compacted: Compacted, moves: Sequence[Move]) -> Versions:
     """What to delete when rows move in place: not where they come from, but what is left where they go."""
-    gone = compacted.gone
-    width = gone.rows.width
-    stays = without(gone, {move.origin for move in moves})
-    arrivals = Frame.of_rows([width.to_bytes(2, "big") + move.key for move in moves], width)
-    places = np.concatenate([stays.places, np.array([move.place for move in moves], dtype=np.int64)])
-    return Versions(Frame.concat([stays.rows, arrivals], width), places)
+    stays = without(compacted.gone, {move.origin for move in moves})
+    arrivals = _keys_of(compacted, moves, [move.key for move in moves])
+    rows = Frame.concat([stays.rows, arrivals.rows], stays.rows.width)
+    return Versions(rows, np.concatenate([stays.places, arrivals.places]))
+
+
+def _origins(compacted: Compacted, moves: Sequence[Move]) -> Versions:
+    """Where rows come from that move in place."""
+    return _keys_of(compacted, moves, [move.origin for move in moves])
+
+
+def _keys_of(compacted: Compacted, moves: Sequence[Move], keys: Sequence[bytes]) -> Versions:
+    width = compacted.gone.rows.width
+    rows = Frame.of_rows([width.to_bytes(2, "big") + key for key in keys], width)
+    return Versions(rows, np.array([move.place for move in moves], dtype=np.int64))
 
 
 def _absentees(gaps: Gaps, group: int, places: list[int], outcome: Outcome) -> Callable[[], None]:

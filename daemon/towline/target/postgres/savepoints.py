@@ -22,8 +22,10 @@ class Savepoints:
     def attempt(self, name: str, queue: Callable[[], None]) -> RowRefused | None:
         """Run statements under a savepoint; if rows are refused, all is as before, and that error is returned.
 
-        Other errors are raised, translated; the transaction is lost then.
+        Other errors are raised, translated; the transaction is lost then. Those of what was queued before are raised as
+        they are, to whoever queued it: there would be no savepoint yet to go back to.
         """
+        self._executor.sync()
         mark = self._stages.mark()
         try:
             self._executor.run(f"SAVEPOINT {name}")

@@ -1,0 +1,139 @@
+"""Defects that were found by reading the code with a plan, each proved by the test that would have caught it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.integration.apply_cases import Hub
+from tests.support.checked import Ends, spec
+from tests.support.databases import NewDatabase, create_database, drop_database
+from tests.support.wait import until
+from towline.change import Format
+from towline.demo.server import Server
+from towline.postgres.catalog import describe
+from towline.source.postgres.relations import relations_of
+from towline.source.postgres.tables import PostgresTables
+from towline_transforms.route import OnDelete
+from towline_transforms.schema import TableName
+
+
+@pytest.fixture(scope="module")
+def database(pg18: Server) -> Iterator[str]:
+    """A database for all tests of the file that apply pieces made by hand; each empties it."""
+    name = create_database(pg18)
+    yield pg18.dsn(name)
+    drop_database(pg18, name)
+
+
+@pytest.fixture
+def hub(database: str) -> Iterator[Hub]:
+    hub = Hub(database, Format.BINARY)
+    yield hub
+    hub.close()
+
+
+# ---- chunks ----------------------------------------------------------------------------------------------------
+
+
+def test_a_chunk_that_waited_for_a_table_to_be_rewritten_has_its_rows(pg18: Server, new_database: NewDatabase) -> None:
+    """A rewritten table looks empty to an older snapshot: a chunk that waits for the rewrite must not say it ended."""
+    dsn = new_database(pg18)
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute("CREATE TABLE t (id int PRIMARY KEY, v text, other int)")
+        admin.execute("INSERT INTO t SELECT n, 'v' || n, n FROM generate_series(1, 1000) n")
+        admin.execute("CREATE SCHEMA hub; CREATE TABLE hub.t (id int PRIMARY KEY, v text)")
+        ends = Ends(dsn, dsn)
+        routes = ends.apply(spec("public.t", "hub.t", "SELECT id, v FROM t"))
+        found_there = describe(ends.source, [TableName("public", "t")])
+        (relation,) = relations_of(routes, found_there, plugin="pgoutput", server_version=180000)
+        ends.close()
+        tables = PostgresTables(dsn, slot="none")
+        tables.chunk(relation, None, 10)  # what is read once and kept, is
+        found: list[int] = []
+        with psycopg.connect(dsn) as altering:
+            altering.execute("ALTER TABLE t ALTER other TYPE bigint")
+            thread = threading.Thread(target=lambda: found.append(len(tables.chunk(relation, None, 5000).rows)))
+            thread.start()
+            until(lambda: _waiting(admin) == 1)
+            altering.commit()
+        thread.join(10)
+        tables.close()
+    assert found == [1000]
+
+
+def _waiting(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+# ---- rows with gaps --------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_changes_into_an_equal_one_with_unchanged_toast(hub: Hub) -> None:
+    """1.0 becomes 1.00: the row moves onto itself, and stays."""
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.n (k numeric PRIMARY KEY, v int, note text);
+        CREATE TABLE hub.n (LIKE src.n INCLUDING ALL);
+        """,
+        spec("src.n", "hub.n"),
+    )
+    hub.apply(hub.batch().insert("n", k="1.0", v="1", note="long"))
+    hub.apply(hub.batch().rekey("n", {"k": "1.0"}, missing="note", k="1.00", v="2"))
+    assert hub.rows("SELECT k::text, v, note FROM hub.n") == [("1.00", 2, "long")]
+
+
+@pytest.mark.parametrize("on_delete", [OnDelete.MARK, OnDelete.IGNORE, OnDelete.DELETE])
+def test_a_row_comes_back_through_the_filter_with_unchanged_toast(hub: Hub, on_delete: OnDelete) -> None:
+    """What changed while the route did not want the row is not at the target, though a row is."""
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.o (id int PRIMARY KEY, state text, note text);
+        CREATE TABLE hub.o (id int PRIMARY KEY, note text, state text, gone boolean);
+        """,
+        spec(
+            "src.o",
+            "hub.o",
+            "SELECT id, note, state FROM o WHERE state = 'open'",
+            on_delete=on_delete,
+            mark_column="gone" if on_delete is OnDelete.MARK else None,
+        ),
+    )
+    hub.apply(hub.batch().insert("o", id="1", state="open", note="old"))
+    hub.apply(hub.batch().update("o", id="1", state="held", note="new"))
+    hub.source_rows["o"] = [{"id": "1", "state": "open", "note": "new"}]
+    hub.apply(hub.batch().update("o", id="1", state="open", missing="note"))
+    assert hub.rows("SELECT id, note, state FROM hub.o") == [(1, "new", "open")]
+
+
+# ---- statements ------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_refused_before_many_new_rows_of_another_table(hub: Hub) -> None:
+    """An earlier statement's refusal must not be taken for that of the COPY behind it."""
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.a (id int PRIMARY KEY, code text);
+        CREATE TABLE hub.a (id int PRIMARY KEY, code text UNIQUE);
+        CREATE TABLE src.b (id int PRIMARY KEY);
+        CREATE TABLE hub.b (id int PRIMARY KEY);
+        """,
+        spec("src.a", "hub.a"),
+        spec("src.b", "hub.b"),
+    )
+    hub.apply(hub.batch().insert("a", id="1", code="x").insert("a", id="2", code="y"))
+    batch = hub.batch().update("a", id="1", code="t").update("a", id="2", code="x").update("a", id="1", code="y")
+    for number in range(1000):
+        batch.insert("b", id=str(number))
+    hub.apply(batch)
+    assert hub.rows("SELECT * FROM hub.a ORDER BY 1") == [(1, "y"), (2, "x")]
+    assert hub.rows("SELECT count(*) FROM hub.b") == [(1000,)]

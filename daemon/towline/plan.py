@@ -70,8 +70,10 @@ def prepare(config: PipelineConfig) -> Iterator[Prepared]:
         stack.callback(target.close)
         specs = config.specs()
         at_source, at_target = tables_needed(specs)
-        source_catalog = catalog.describe(source, at_source)
-        target_catalog = catalog.describe(target, at_target)
+        with session.translating("source"):
+            source_catalog = catalog.describe(source, at_source)
+        with session.translating("target"):
+            target_catalog = catalog.describe(target, at_target)
         try:
             routes = check_routes(specs, source_catalog, target_catalog)
         except RouteError as error:
@@ -143,12 +145,14 @@ def _tables(config: PipelineConfig) -> Iterator[PostgresTables]:
 
 
 def _target_plan(prepared: Prepared) -> target_setup.Plan:
+    with session.translating("source"):
+        definitions = target_setup.definitions_for(prepared.source, prepared.routes)
     return target_setup.plan(
         prepared.target,
         schema=prepared.config.target.schema_name,
         pipeline=prepared.config.pipeline,
         routes=prepared.routes,
-        definitions=target_setup.definitions_for(prepared.source, prepared.routes),
+        definitions=definitions,
     )
 
 
@@ -165,9 +169,10 @@ def _source_steps(prepared: Prepared) -> list[Step]:
 
 def _checkpoint(prepared: Prepared) -> Checkpoint | None:
     schema = prepared.config.target.schema_name
-    if "checkpoint" not in control.present(prepared.target, schema):
-        return None
-    return control.read_checkpoint(prepared.target, schema, prepared.config.pipeline)
+    with session.translating("target"):
+        if "checkpoint" not in control.present(prepared.target, schema):
+            return None
+        return control.read_checkpoint(prepared.target, schema, prepared.config.pipeline)
 
 
 def _slot(prepared: Prepared) -> SlotState:

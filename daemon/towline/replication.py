@@ -78,6 +78,17 @@ def check_start(checkpoint: Checkpoint, now: Identity, slot: SlotState) -> None:
         )
 
 
+def stream_name(checkpoint: Checkpoint) -> str:
+    """The application name of the stream that belongs to a checkpoint, the same for every daemon of the pipeline.
+
+    Whoever holds the pipeline's lock may end a walsender of that name: its daemon has lost the lock, and its line may
+    be dead without the server's knowing. A pipeline of the same name with another target has another.
+    """
+    made = checkpoint.created_at
+    token = int(made.timestamp() * 1_000_000) & 0xFFFFFFFF if made is not None else 0
+    return f"towline {checkpoint.slot[:40]} {token:08x}"
+
+
 class Replication:
     """One attempt, for one configuration."""
 
@@ -140,6 +151,9 @@ class Replication:
         tables = self._tables()
         stack.callback(tables.close)
         check_start(checkpoint, tables.identity(), tables.slot())
+        name = stream_name(checkpoint)
+        if tables.end_walsender(name):
+            event(log, logging.WARNING, "abandoned_walsender_ended", pipeline=config.pipeline, slot=config.source.slot)
         until = before_page_header(tables.position()) if until_caught_up else None
         stream = PostgresStream(
             config.source.dsn.get_secret_value(),
@@ -151,6 +165,7 @@ class Replication:
             max_rows=config.batch.max_rows,
             max_bytes=config.batch.max_bytes,
             resolve=tables.root_of,
+            application_name=name,
         )
         stack.callback(stream.close)
         states = target.states()

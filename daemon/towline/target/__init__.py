@@ -46,6 +46,7 @@ class Checkpoint:
     plugin: str
     commit_time: datetime | None
     updated_at: datetime
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,12 +73,13 @@ class PostgresStream:
         max_rows: int,
         max_bytes: int,
         resolve: Resolve | None = None,
+        application_name: str = "",
     ) -> None:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         routed = Routed(relations, resolve)
         self._routed = routed
-        self._walsender = Walsender(dsn, application_name=f"towline {slot}")
+        self._walsender = Walsender(dsn, application_name=application_name or f"towline {slot}")
         try:
             self._walsender.check_slot(slot, plugin)
             timeout = self._walsender.timeout()

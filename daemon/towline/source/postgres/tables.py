@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 from psycopg import sql
@@ -43,6 +44,8 @@ _TEXT_OIDS = frozenset({25, 1043, 1042, 114})
 _TEXT_ARRAY_OID = 1009
 
 _SECONDS_TO_CLOSE = 2.0
+#: Between two looks whether a walsender has ended (seconds).
+_LOOK_AGAIN = 0.05
 
 
 class PostgresTables:
@@ -74,6 +77,26 @@ class PostgresTables:
         with self._session() as connection:
             row = connection.execute(_SQL["slot"], {"slot": self._slot}).fetchone()
         return SlotState(False) if row is None else SlotState(True, *row)
+
+    def end_walsender(self, application_name: str, timeout: float = 5.0) -> bool:
+        """End the stream of that name from the slot, and wait until the slot is free. False when there is none to end.
+
+        A daemon whose line was cut without the server's noticing leaves its walsender behind, and that keeps the slot
+        until ``wal_sender_timeout``. Only for who knows, by the pipeline's lock, that the name's owner is no more.
+        """
+        deadline = time.monotonic() + timeout
+        ended = False
+        parameters = {"slot": self._slot, "name": application_name}
+        with self._session() as connection:
+            try:
+                while connection.execute(_SQL["end_walsender"], parameters).fetchall():
+                    ended = True
+                    if time.monotonic() > deadline:
+                        break
+                    time.sleep(_LOOK_AGAIN)
+            except psycopg.errors.InsufficientPrivilege:  # then it has to be waited for
+                return False
+        return ended
 
     def position(self) -> int:
         """The end of the log now, as far as it is flushed."""
@@ -143,8 +166,8 @@ class PostgresTables:
         """End the connection; a call under way in another thread fails with SourceUnavailable."""
         idle = self._lock.acquire(timeout=0)
         if not idle and not self._connection.closed:
-            # libpq may not be called from two threads, but the socket below it may be shut.
-            with socket.socket(fileno=os.dup(self._connection.fileno())) as wire:
+            # libpq may not be called from two threads, but the socket below it may be shut, if it is still there.
+            with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self._connection.fileno())) as wire:
                 wire.shutdown(socket.SHUT_RDWR)
             idle = self._lock.acquire(timeout=_SECONDS_TO_CLOSE)
         if idle:

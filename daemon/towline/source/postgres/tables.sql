@@ -40,6 +40,12 @@ SELECT
   clock_timestamp()
 ;
 
+-- name: end_walsender
+SELECT pg_terminate_backend(s.active_pid)
+FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
+WHERE s.slot_name = %(slot)s AND a.application_name = %(name)s
+;
+
 -- name: as_seen
 -- Whether a table and its partitions are those that the transaction's snapshot sees, and stored in the same files.
 -- Catalogs are read as of the snapshot; functions look at what is true now. The table is

@@ -30,7 +30,8 @@ WHERE n.nspname = %s AND c.relname = ANY (%s)
 _VERSION = "SELECT v.version FROM {schema}.version AS v"
 
 _CHECKPOINT = """
-SELECT position::text, epoch, commit_time, system_identifier, timeline, source_database, slot, plugin, updated_at
+SELECT position::text, epoch, commit_time, system_identifier, timeline, source_database, slot, plugin, updated_at,
+       created_at
 FROM {schema}.checkpoint WHERE pipeline = %s
 """
 
@@ -97,9 +98,9 @@ def read_checkpoint(connection: psycopg.Connection[Any], schema: str, pipeline: 
     rows = _read(connection, _CHECKPOINT, schema, pipeline)
     if not rows:
         return None
-    position, epoch, commit_time, system, timeline, database, slot, plugin, updated_at = rows[0]
+    position, epoch, commit_time, system, timeline, database, slot, plugin, updated_at, created_at = rows[0]
     identity = Identity(system, timeline, database, 0)
-    return Checkpoint(parse_lsn(position), epoch, identity, slot, plugin, commit_time, updated_at)
+    return Checkpoint(parse_lsn(position), epoch, identity, slot, plugin, commit_time, updated_at, created_at)
 
 
 def read_states(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> dict[str, RouteState]:

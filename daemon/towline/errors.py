@@ -78,7 +78,10 @@ class SourceUnavailable(TowlineError):
 
     code = "TL-301"
     action = Action.RETRY
-    remedy = "Nothing, if it comes back: Towline tries again, with growing delays. Else look at the source's log."
+    remedy = (
+        "Nothing, if it comes back: `towline run` tries again by itself. Else see whether the address is right, and what "
+        "the source's log says."
+    )
 
 
 class SourceRefused(TowlineError):
@@ -86,7 +89,8 @@ class SourceRefused(TowlineError):
 
     code = "TL-302"
     remedy = (
-        "The role needs LOGIN, REPLICATION and SELECT on the routed tables, and a pg_hba.conf line that lets it in."
+        "See whether user and password are right. The role needs LOGIN, REPLICATION and SELECT on the routed tables, and a "
+        "line in pg_hba.conf that lets it in."
     )
 
 
@@ -192,7 +196,10 @@ class TargetUnavailable(TowlineError):
 
     code = "TL-401"
     action = Action.RETRY
-    remedy = "Nothing, if it comes back: Towline tries again, with growing delays. Else look at the target's log."
+    remedy = (
+        "Nothing, if it comes back: `towline run` tries again by itself. Else see whether the address is right, and what "
+        "the target's log says."
+    )
 
 
 class TargetRefused(TowlineError):
@@ -200,8 +207,9 @@ class TargetRefused(TowlineError):
 
     code = "TL-402"
     remedy = (
-        "The role needs LOGIN and TEMPORARY on the database; USAGE on the schemas and SELECT, INSERT, UPDATE, DELETE "
-        "on the tables that it fills; SELECT on those that it joins; CREATE where Towline is to make tables and schemas."
+        "See whether user and password are right. The role needs LOGIN and TEMPORARY on the database; USAGE on the schemas "
+        "and SELECT, INSERT, UPDATE, DELETE on the tables that it fills; SELECT on those that it joins; CREATE where "
+        "Towline is to make tables and schemas."
     )
 
 

@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from towline import __version__
 from towline.target import Committed, RouteState
@@ -46,6 +46,7 @@ class Metrics:
     """The metrics of one pipeline, in a registry of their own."""
 
     def __init__(self, pipeline: str) -> None:
+        disable_created_metrics()  # a second series for each counter, which tells only when this daemon met its label
         self.registry = CollectorRegistry()
         self.pipeline = pipeline
         ProcessCollector(registry=self.registry)

@@ -79,8 +79,8 @@ class SourceUnavailable(TowlineError):
     code = "TL-301"
     action = Action.RETRY
     remedy = (
-        "Nothing, if it comes back: `towline run` tries again by itself. Else see whether the address is right, and what "
-        "the source's log says."
+        "Nothing, if it comes back: `towline run` tries again by itself. Else see whether the address is right, "
+        "and what the source's log says."
     )
 
 
@@ -89,8 +89,8 @@ class SourceRefused(TowlineError):
 
     code = "TL-302"
     remedy = (
-        "See whether user and password are right. The role needs LOGIN, REPLICATION and SELECT on the routed tables, and a "
-        "line in pg_hba.conf that lets it in."
+        "See whether user and password are right. The role needs LOGIN, REPLICATION and SELECT on the routed tables, "
+        "and a line in pg_hba.conf that lets it in."
     )
 
 
@@ -197,8 +197,8 @@ class TargetUnavailable(TowlineError):
     code = "TL-401"
     action = Action.RETRY
     remedy = (
-        "Nothing, if it comes back: `towline run` tries again by itself. Else see whether the address is right, and what "
-        "the target's log says."
+        "Nothing, if it comes back: `towline run` tries again by itself. Else see whether the address is right, "
+        "and what the target's log says."
     )
 
 
@@ -207,9 +207,9 @@ class TargetRefused(TowlineError):
 
     code = "TL-402"
     remedy = (
-        "See whether user and password are right. The role needs LOGIN and TEMPORARY on the database; USAGE on the schemas "
-        "and SELECT, INSERT, UPDATE, DELETE on the tables that it fills; SELECT on those that it joins; CREATE where "
-        "Towline is to make tables and schemas."
+        "See whether user and password are right. The role needs LOGIN and TEMPORARY on the database; USAGE on the "
+        "schemas and SELECT, INSERT, UPDATE, DELETE on the tables that it fills; SELECT on those that it joins; CREATE "
+        "where Towline is to make tables and schemas."
     )
 
 
@@ -237,7 +237,7 @@ class TargetConflict(TowlineError):
 
 
 class TargetTableChanged(TowlineError):
-    """A target table or a column that a route fills is gone, or has another type."""
+    """A target table or a column that a route fills is gone, has another type, or can no longer be written to."""
 
     code = "TL-406"
     remedy = "Restore it, or change the route and run `towline apply`."

@@ -15,6 +15,7 @@ from tests.support.databases import NewDatabase, create_database, drop_database
 from tests.support.wait import until
 from towline.change import Format
 from towline.demo.server import Server
+from towline.errors import RowRefused, TargetTableChanged
 from towline.postgres.catalog import describe
 from towline.source.postgres.relations import relations_of
 from towline.source.postgres.tables import PostgresTables
@@ -137,3 +138,69 @@ def test_a_row_is_refused_before_many_new_rows_of_another_table(hub: Hub) -> Non
     hub.apply(batch)
     assert hub.rows("SELECT * FROM hub.a ORDER BY 1") == [(1, "y"), (2, "x")]
     assert hub.rows("SELECT count(*) FROM hub.b") == [(1000,)]
+
+
+def test_a_row_that_is_read_again_takes_only_what_the_log_left_out(hub: Hub) -> None:
+    """The source is ahead: the row refers there to a parent that the stream will only tell of later."""
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.p (id int PRIMARY KEY);
+        CREATE TABLE src.o (id int PRIMARY KEY, p int, code text, state text, note text);
+        CREATE TABLE hub.p (id int PRIMARY KEY);
+        CREATE TABLE hub.o (id int PRIMARY KEY, p int REFERENCES hub.p, code text UNIQUE, note text);
+        """,
+        spec("src.p", "hub.p"),
+        spec("src.o", "hub.o", "SELECT id, p, code, note FROM o WHERE state = 'open'"),
+    )
+    batch = hub.batch().insert("p", id="1").insert("o", id="1", p="1", code="a", state="new", note="n")
+    hub.apply(batch.insert("o", id="2", p="1", code="b", state="open", note="m"))
+    hub.source_rows["o"] = [{"id": "1", "p": "2", "code": "b", "state": "open", "note": "later"}]
+    hub.apply(hub.batch().update("o", id="1", p="1", code="a", state="open", missing="note"))
+    assert hub.rows("SELECT * FROM hub.o WHERE id = 1") == [(1, 1, "a", "later")]
+    hub.apply(hub.batch().insert("p", id="2").delete("o", id="2"))
+    hub.apply(hub.batch().update("o", id="1", p="2", code="b", state="open", note="later"))
+    assert hub.rows("SELECT * FROM hub.o") == [(1, 2, "b", "later")]
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_for_which_a_function_fails_without_a_code_is_refused(hub: Hub) -> None:
+    """It is found among the others, and not taken for an outage that passes."""
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.t (id int PRIMARY KEY, v text);
+        CREATE TABLE hub.t (id int PRIMARY KEY, v text);
+        CREATE FUNCTION hub.f() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN IF NEW.v = 'bad' THEN RAISE 'secret %', NEW.v USING ERRCODE = 'XX000'; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER t BEFORE INSERT ON hub.t FOR EACH ROW EXECUTE FUNCTION hub.f();
+        """,
+        spec("src.t", "hub.t"),
+    )
+    batch = hub.batch()
+    for number in range(20):
+        batch.insert("t", id=str(number), v="bad" if number == 13 else "good")
+    with pytest.raises(RowRefused, match="XX000") as refused:
+        hub.apply(batch)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_table_that_may_not_be_written_to_is_no_conflict(hub: Hub) -> None:
+    """A publication of the hub's own makes updates fail until a person acts."""
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.t (id int PRIMARY KEY, v text);
+        CREATE TABLE hub.t (id int NOT NULL UNIQUE, v text);
+        """,
+        spec("src.t", "hub.t"),
+    )
+    hub.apply(hub.batch().insert("t", id="1", v="a"))
+    hub.sql.execute("CREATE PUBLICATION onward FOR TABLE hub.t")
+    try:
+        with pytest.raises(TargetTableChanged, match="replica identity"):
+            hub.apply(hub.batch().update("t", id="1", v="b"))
+    finally:
+        hub.sql.execute("DROP PUBLICATION onward")

@@ -29,6 +29,8 @@ def server_error(sqlstate: str) -> psycopg.Error:
         ("58030", errors.TargetUnavailable),
         ("40003", errors.TargetUnavailable),
         ("XX001", errors.TargetUnavailable),
+        ("XX000", errors.RowRefused),
+        ("55000", errors.TargetTableChanged),
         ("28P01", errors.TargetRefused),
         ("42501", errors.TargetRefused),
         ("3D000", errors.TargetRefused),

@@ -221,6 +221,7 @@ _TARGET: Mapping[str, type[errors.TowlineError]] = {
     "42501": errors.TargetRefused,
     "53": errors.TargetUnavailable,
     "55": errors.TargetConflict,  # lock_not_available, object_in_use, …
+    "55000": errors.TargetTableChanged,  # it publishes updates without a replica identity, and the like
     "57": errors.TargetUnavailable,
     "57014": errors.TargetConflict,  # cancelled by an administrator, or by a timeout that a trigger sets
     "57P04": errors.TargetRefused,
@@ -228,6 +229,7 @@ _TARGET: Mapping[str, type[errors.TowlineError]] = {
     "F0": errors.TargetUnavailable,
     "HV00N": errors.TargetUnavailable,  # a foreign table's server
     "XX": errors.TargetUnavailable,
+    "XX000": errors.RowRefused,  # what functions in C raise without a code; of the same row each time, as a rule
     # What the rows, the constraints, or the expressions over them raise:
     **dict.fromkeys(
         ("0A", "09", "20", "21", "22", "23", "27", "2F", "38", "39", "44", "54", "HV", "P0"), errors.RowRefused
@@ -267,6 +269,8 @@ def _client_error(error: psycopg.Error, side: Side) -> errors.TowlineError:
 
 def _kind(error: psycopg.Error, sqlstate: str, side: Side) -> type[errors.TowlineError]:
     table = _SOURCE if side == "source" else _TARGET
+    if side == "target" and error.diag.severity_nonlocalized in ("FATAL", "PANIC") and sqlstate[:2] == "XX":
+        return errors.TargetUnavailable  # the session is over, or a pooler's is
     if side == "source":
         special = _replication_error(error, sqlstate)
         if special is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,10 +101,7 @@ class Applier:
         if not piece.rowsets:
             return
         self._whole_or_halves(piece, Job(Stamps(piece, self._pipeline), active, reread, prior, self._touched))
-        if prior is not None:
-            for rowset in piece.rowsets:
-                if rowset.relation.name == prior.chunk.relation.name and len(rowset):
-                    self._touched.update(rowset.rows.keys(rowset.relation.key))
+        self._touched |= self._keys_of_prior(piece, prior)
 
     def load(self, load: ChunkLoad) -> None:
         """See `towline.target.Target.load`; the route's state is left to the caller. Raises as `apply` does."""
@@ -132,7 +130,18 @@ class Applier:
             self.executor.abandon()
             raise translate(error, "target") from error
         if self._try(piece, job) is not None:
+            # By halves, what a later one changes may have been changed by an earlier one: newer than in the chunk.
+            job = replace(job, touched=job.touched | self._keys_of_prior(piece, job.prior))
             self._halves(piece, job, np.unique(np.concatenate([rowset.order for rowset in piece.rowsets])))
+
+    @staticmethod
+    def _keys_of_prior(piece: Piece, prior: ChunkLoad | None) -> set[bytes]:
+        """The keys that a piece changes of the relation whose chunk will be loaded."""
+        keys: set[bytes] = set()
+        for rowset in piece.rowsets if prior is not None else ():
+            if prior is not None and rowset.relation.name == prior.chunk.relation.name and len(rowset):
+                keys.update(rowset.rows.keys(rowset.relation.key))
+        return keys
 
     def _halves(self, piece: Piece, job: Job, orders: Ints) -> None:
         """Replay changes that failed together, in order. A change of key is one change, of two rows."""

@@ -126,7 +126,7 @@ class Attempts:
         self._executor.sync()
         for check in checks:
             check()
-        whole = Whole(rowset, set().union(*(gaps.wanted for gaps in work.gaps.values())), job.reread)
+        whole = Whole(rowset, compacted, set().union(*(gaps.wanted for gaps in work.gaps.values())), job.reread)
         whole.fill(compacted, job.prior, job.touched)
         whole.read()
         for slot, route in enumerate(work.routes):

@@ -34,10 +34,15 @@ class Gaps:
 
 
 class Whole:
-    """Whole versions of rows with gaps, as far as there are any: places in the row set, and rows."""
+    """Whole versions of rows with gaps, as far as there are any: places in the row set, and rows.
 
-    def __init__(self, rowset: RowSet, places: Iterable[int], reread: Reread) -> None:
+    Only what the log left out is taken from elsewhere. The source's present row may be ahead of the stream in its other
+    columns too, and refer to what the target does not have yet, or have a unique value that another row has still.
+    """
+
+    def __init__(self, rowset: RowSet, compacted: Compacted, places: Iterable[int], reread: Reread) -> None:
         self._rowset = rowset
+        self._gaps = _gaps(rowset, compacted)
         self._rows: dict[int, bytes] = {}
         self._open = sorted(places)
         self._reread = reread
@@ -69,13 +74,24 @@ class Whole:
         at = {framed: row for row, framed in enumerate(found)}
         for place, framed in zip(self._open, keys.keys(range(keys.width)), strict=True):
             if framed in at:
-                self._rows[place] = chunk.rows.row(at[framed])
+                row, mask = self._gaps[place]
+                self._rows[place] = _completed(row, chunk.rows.row(at[framed]), mask)
 
     def versions(self, places: Iterable[int]) -> Versions:
         """The rows of those places that are there, in order."""
         chosen = sorted(place for place in places if place in self._rows)
         frame = Frame.of_rows([self._rows[place] for place in chosen], self._rowset.rows.width)
         return Versions(frame, np.array(chosen, dtype=np.int64))
+
+
+def _gaps(rowset: RowSet, compacted: Compacted) -> dict[int, tuple[bytes, int]]:
+    """By place: each row with gaps, and a mask of the columns that it lacks."""
+    found = {move.place: (move.row, move.mask) for move in compacted.moves}
+    for mask, versions in compacted.partial:
+        found.update((place, (versions.rows.row(i), mask)) for i, place in enumerate(versions.places.tolist()))
+    for place in compacted.reread.places.tolist():
+        found[place] = rowset.rows.row(place), rowset.missing.get(place, 0) | rowset.unknown.get(place, 0)
+    return found
 
 
 def _completed(row: bytes, chunk: bytes, mask: int) -> bytes:

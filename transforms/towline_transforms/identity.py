@@ -10,7 +10,7 @@ from towline_transforms.problems import ProblemKind
 from towline_transforms.report import Report
 from towline_transforms.route import Assignment, OnDelete, Route, RouteSpec
 from towline_transforms.schema import Catalog, Column, SqlType, Table, TableName
-from towline_transforms.target import check_mark, marked, unfilled
+from towline_transforms.target import check_always, check_mark, marked, unfilled
 
 _TIMESTAMPTZ = SqlType(
     oid=1184, schema="pg_catalog", name="timestamptz", sql="timestamp with time zone", array_oid=1185
@@ -36,6 +36,7 @@ def identity_route(spec: RouteSpec, source: Table, catalog: Catalog, report: Rep
                     f"ALTER TABLE {quote_table(spec.into)} ALTER COLUMN {quote(name)} DROP EXPRESSION;",
                     name,
                 )
+    check_always(spec, target, columns, key, report)
     check_mark(spec, target, columns, report)
     if not report.ok:
         return None

@@ -19,7 +19,7 @@ from towline_transforms.report import Report
 from towline_transforms.route import PSEUDO_COLUMNS, Assignment, OnDelete, Route, RouteSpec
 from towline_transforms.schema import Catalog, Table
 from towline_transforms.select_list import Item
-from towline_transforms.target import check_key, check_mark, marked, unfilled
+from towline_transforms.target import check_always, check_key, check_mark, marked, unfilled
 
 #: Input that date and time types read as the present: a constant that is another one tomorrow.
 _MOVING_LITERALS = frozenset({"now", "today", "tomorrow", "yesterday"})
@@ -64,7 +64,9 @@ def select_route(
         _check_columns(spec, columns, target, report)
         key = check_key(spec, target, report)
         _check_key_expressions(key, columns, source, report)
-        check_mark(spec, target, [column.item.name for column in columns], report)
+        filled = [column.item.name for column in columns]
+        check_always(spec, target, filled, key, report)
+        check_mark(spec, target, filled, report)
     if target is None or not report.ok:
         return None
     used = set(filtered_by.pseudo).union(

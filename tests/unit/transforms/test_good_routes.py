@@ -157,7 +157,7 @@ GOOD = [
          columns="sale line_no qty", spec={"source": "public.sale_line", "into": "hub.order_line"}),
     Good("literal-in-key", "SELECT 'SO' || sale || '/' || line_no AS order_no, 1 AS line_no FROM sale_line",
          columns="sale line_no", spec={"source": "public.sale_line", "into": "hub.order_line"}),
-    Good("identity-always", "SELECT id, number AS order_no FROM sale_sale", "number", columns="id number",
+    Good("identity-always", "SELECT number AS order_no FROM sale_sale", "number", columns="number",
          spec={"into": "hub.numbered"}),
     Good("named-key", "SELECT number AS order_no, total_amount AS total FROM sale_sale", "total_amount",
          columns="number total_amount", spec={"key": "order_no"}),

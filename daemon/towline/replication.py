@@ -27,7 +27,7 @@ from towline.source import Identity, SlotState
 from towline.source.postgres.stream import PostgresStream
 from towline.source.postgres.tables import PostgresTables
 from towline.target import Checkpoint
-from towline.target.postgres.writer import PostgresTarget
+from towline.target.postgres.writer import PostgresTarget, Session
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,11 @@ class Handle:
 
     pipeline: Pipeline | None = None
     target: PostgresTarget | None = None
+
+    @property
+    def session(self) -> Session | None:
+        """The attempt's session at the target, for the next attempt to end."""
+        return self.target.session if self.target is not None else None
 
     def abort(self) -> None:
         """End a call to the target that does not return: the transaction in hand is abandoned."""
@@ -100,7 +105,9 @@ class Replication:
         stopping: Callable[[], bool],
         role: Callable[[str], None],
         announce: Callable[[str], None],
+        predecessor: Session | None = None,
     ) -> None:
+        self._predecessor = predecessor
         self._config = config
         self._metrics = metrics
         self._stopping = stopping
@@ -114,8 +121,11 @@ class Replication:
             with prepare(self._config) as prepared:
                 pass  # connections were for the catalogs; what was read from them stays
             target = self._target(stack, prepared)
-            if not self._wait_for_lock(target):
-                return
+            if not target.acquire(0.0):
+                if not self._stand_by(target):
+                    return
+                with prepare(self._config) as prepared:  # it may have been long
+                    target.reroute(prepared.routes, prepared.relations)
             self._replicate(stack, prepared, target, until_caught_up)
 
     def _target(self, stack: ExitStack, prepared: Prepared) -> PostgresTarget:
@@ -126,15 +136,14 @@ class Replication:
             schema=config.target.schema_name,
             routes=prepared.routes,
             relations=prepared.relations,
+            predecessor=self._predecessor,
         )
         stack.callback(target.close)
         self.handle.target = target
         return target
 
-    def _wait_for_lock(self, target: PostgresTarget) -> bool:
+    def _stand_by(self, target: PostgresTarget) -> bool:
         """Be the standby until the lock is free. False: stopped meanwhile."""
-        if target.acquire(0.0):
-            return True
         self._role("standby")
         event(log, logging.INFO, "standby", pipeline=self._config.pipeline)
         while not self._stopping():

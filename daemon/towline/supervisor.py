@@ -23,6 +23,7 @@ from towline.metrics import Metrics
 from towline.notify import notify
 from towline.plan import prepare
 from towline.replication import Replication
+from towline.target.postgres.writer import Session
 from towline.web import Health, serve
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ class Supervisor:
 
     def _attempts(self, until_caught_up: bool) -> int:
         failures = 0
+        predecessor: Session | None = None
         while not self._stop.is_set():
             self._wake.clear()
             if self._reload.is_set():
@@ -134,6 +136,7 @@ class Supervisor:
                 stopping=lambda: self._stop.is_set() or self._reload.is_set(),
                 role=self._set_role,
                 announce=self._announce,
+                predecessor=predecessor,
             )
             self._attempt = attempt
             started = time.monotonic()
@@ -163,6 +166,7 @@ class Supervisor:
                 if until_caught_up and not self._reload.is_set():
                     break
             finally:
+                predecessor = attempt.handle.session or predecessor
                 self._attempt = None
         return 0
 

@@ -54,10 +54,20 @@ _SETTINGS = {
 }
 
 
+#: A server process and when it began, which tells it from a later one of the same number.
+Session = tuple[int, datetime]
+
+_OWN_SESSION = "SELECT pid, backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()"
+_END_SESSION = """
+SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = %s AND backend_start = %s
+"""
+
+
 class PostgresTarget:
     """Implements `towline.target.Target`. Nothing is connected before `acquire`.
 
-    ``schema`` holds the control tables. ``path`` and ``direct`` are for tests, see `Applier`.
+    ``schema`` holds the control tables. ``path`` and ``direct`` are for tests, see `Applier`. ``predecessor``: the
+    ``session`` of this daemon's last connection, which is ended if the server still has it.
     """
 
     def __init__(
@@ -70,7 +80,10 @@ class PostgresTarget:
         relations: Sequence[Relation],
         path: Path | None = None,
         direct: bool = True,
+        predecessor: Session | None = None,
     ) -> None:
+        self._predecessor = predecessor
+        self.session: Session | None = None
         self._dsn = dsn
         self._pipeline = pipeline
         self._schema = schema
@@ -251,15 +264,36 @@ class PostgresTarget:
                 settings["idle_session_timeout"] = _IDLE
             for name, value in settings.items():
                 connection.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
-            self._applier = Applier(
-                connection,
-                pipeline=self._pipeline,
-                routes=self._routes,
-                relations=self._relations,
-                path=self._path,
-                direct=self._direct,
-            )
+            self._end_predecessor(connection)
+            self._applier = self._new_applier(connection)
         return self._connection
+
+    def _new_applier(self, connection: psycopg.Connection[Any]) -> Applier:
+        return Applier(
+            connection,
+            pipeline=self._pipeline,
+            routes=self._routes,
+            relations=self._relations,
+            path=self._path,
+            direct=self._direct,
+        )
+
+    def _end_predecessor(self, connection: psycopg.Connection[Any]) -> None:
+        """End the session that this daemon had before, and note the new one.
+
+        When its line was cut at our end only, the server would keep it, with the lock, until it has been idle too long.
+        """
+        if self._predecessor is not None:
+            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+                connection.execute(_END_SESSION, self._predecessor)
+        row = connection.execute(_OWN_SESSION).fetchone()
+        self.session = (row[0], row[1]) if row is not None else None
+
+    def reroute(self, routes: Sequence[Route], relations: Sequence[Relation]) -> None:
+        """Go on with routes that were prepared anew: a standby may have waited for days. Not inside a transaction."""
+        self._routes, self._relations = tuple(routes), tuple(relations)
+        if self._connection is not None:
+            self._applier = self._new_applier(self._connection)
 
     def _executing(self) -> Executor:
         return self._applying().executor

@@ -9,7 +9,7 @@ COPY deploy/requirements.lock deploy/
 RUN pip --python /opt/towline/bin/python install --require-hashes --only-binary :all: -r deploy/requirements.lock
 COPY deploy/build.lock deploy/
 RUN pip install --require-hashes --only-binary :all: -r deploy/build.lock
-COPY pyproject.toml ./
+COPY pyproject.toml README.md ./
 COPY daemon daemon
 COPY transforms transforms
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir dist . \

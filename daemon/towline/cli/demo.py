@@ -17,5 +17,5 @@ def demo(ctx: click.Context, seconds: int | None) -> None:
     try:
         from towline.demo import run as run_demo
     except ImportError as error:
-        raise click.UsageError(f"the demo needs `pip install 'towline[demo]'` ({error.name} is missing)") from None
+        raise click.UsageError(f"the demo needs `pip install '.[demo]'`, from a checkout ({error.name} is missing)") from None
     ctx.exit(run_demo(seconds))

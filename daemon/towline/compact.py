@@ -15,7 +15,7 @@ Row sets without such gaps, by far the most, are handled without a loop over row
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,8 +100,10 @@ def inserts_only(rowset: RowSet) -> bool:
     return not rowset.missing and not rowset.unknown and bool((rowset.ops == INSERT).all())
 
 
-def compact(rowset: RowSet) -> Compacted:
-    """Keep the last version of each key."""
+def compact(rowset: RowSet, *, moving: bool = False) -> Compacted:
+    """Keep the last version of each key. ``moving``: rows whose key changed are moves also when they lack nothing."""
+    if moving:
+        rowset = replace(rowset, moved=_all_moved(rowset))
     rows, ops = rowset.rows, rowset.ops
     if inserts_only(rowset):
         return _grouped(rowset, np.arange(len(rowset), dtype=np.int64), {}, {}, ())
@@ -111,12 +113,12 @@ def compact(rowset: RowSet) -> Compacted:
     last = dict(zip(keys, range(len(keys)), strict=True))
     places = np.fromiter(last.values(), dtype=np.int64, count=len(last))
     places.sort()
-    if not rowset.missing and not rowset.unknown:
+    if not rowset.missing and not rowset.unknown and not rowset.moved:
         return _grouped(rowset, places, {}, {}, ())
     if len(last) == len(keys) and not rowset.moved:
         masks = {place: mask for place, mask in rowset.missing.items() if ops[place] != DELETE}
         return _grouped(rowset, places, masks, {}, (), frozenset(rowset.unknown))
-    filled = _Filling(rowset, keys)
+    filled = _Filling(rowset, keys, moving)
     masks, whole, moves, lost = {}, {}, [], set()
     for key, version in filled.alive():
         if version.unknown:
@@ -126,6 +128,8 @@ def compact(rowset: RowSet) -> Compacted:
                 moves.append(Move(version.origin, key, version.row, version.place, version.missing))
             else:
                 lost.add(version.place)
+        elif version.origin is not None and filled.in_place:
+            moves.append(Move(version.origin, key, version.row, version.place, 0))
         elif version.missing:
             masks[version.place] = version.missing
             whole[version.place] = version.row
@@ -172,25 +176,36 @@ def _grouped(
 
 @dataclass(slots=True)
 class _Version:
-    """A row as of some change. ``origin``: the key of the target's row that has what is ``missing``; None: its own."""
+    """A row as of some change. ``origin``: the key of the target's row that has what is ``missing``; None: its own.
+
+    ``new``: the row was inserted in the row set, and is not at the target.
+    """
 
     place: int
     row: bytes
     missing: int
     unknown: int
     origin: bytes | None
+    new: bool = False
+
+
+def _all_moved(rowset: RowSet) -> dict[int, int]:
+    """By the place of the UPDATE of a key change, that of its DELETE: the two have the same order number."""
+    deleted = (rowset.order[1:] == rowset.order[:-1]) & (rowset.ops[:-1] == DELETE)
+    return {place + 1: place for place in np.flatnonzero(deleted).tolist()}
 
 
 class _Filling:
     """Follows the versions of the keys that have gaps, in order, and fills each from the one before."""
 
-    def __init__(self, rowset: RowSet, keys: list[bytes]) -> None:
+    def __init__(self, rowset: RowSet, keys: list[bytes], moving: bool) -> None:
         self._rowset = rowset
+        self._moving = moving
         self._state: dict[bytes, _Version | None] = {}
         olds = {old: new for new, old in rowset.moved.items()}
         before: dict[int, _Version | None] = {}
         was_here: dict[int, bool] = {}
-        followed = {keys[place] for place in (*rowset.missing, *rowset.unknown, *olds)}
+        followed = {keys[place] for place in (*rowset.missing, *rowset.unknown, *rowset.moved, *olds)}
         ops = rowset.ops.tolist()
         for place, key in enumerate(keys):
             if key not in followed:
@@ -202,17 +217,18 @@ class _Filling:
                 self._state[key] = None
                 continue
             missing, unknown = rowset.missing.get(place, 0), rowset.unknown.get(place, 0)
-            if not missing:
-                self._state[key] = _Version(place, rowset.rows.row(place), 0, unknown, None)
-            elif (old := rowset.moved.get(place)) is not None:
+            if (old := rowset.moved.get(place)) is not None:
                 self._state[key] = self._fill(
                     place, missing, unknown, before.get(old), was_here.get(old, False), keys[old]
                 )
+            elif not missing:
+                last = self._state.get(key)
+                origin, new = (None, ops[place] == INSERT) if last is None else (last.origin, last.new)
+                self._state[key] = _Version(place, rowset.rows.row(place), 0, unknown, origin if moving else None, new)
             else:
                 self._state[key] = self._fill(place, missing, unknown, self._state.get(key), key in self._state, None)
-        moved = {
-            key: v.origin for key, v in self._state.items() if v is not None and v.missing and v.origin is not None
-        }
+        alive = ((key, version) for key, version in self._state.items() if version is not None)
+        moved = {key: v.origin for key, v in alive if (v.missing or moving) and v.origin is not None}
         #: Whether every moved row stands alone. Rows that change places with each other are left to the source.
         self.in_place = len(set(moved.values())) == len(moved) and not moved.keys() & set(moved.values())
 
@@ -223,7 +239,8 @@ class _Filling:
         row = self._rowset.rows.row(place)
         if before is None:
             # A row deleted before, in this very row set, has nothing to give: only the source can tell.
-            return _Version(place, row, 0 if known else missing, unknown | (missing if known else 0), old_key)
+            origin = None if known and not missing else old_key
+            return _Version(place, row, 0 if known else missing, unknown | (missing if known else 0), origin)
         available = missing & ~before.missing
         if available:
             values, earlier = key_values(row[2:]), key_values(before.row[2:])
@@ -232,8 +249,8 @@ class _Filling:
                     values[column] = earlier[column]
             row = frame_row(values)
         left = missing & before.missing
-        origin = (before.origin or old_key) if left else None
-        return _Version(place, row, left, unknown | (missing & before.unknown), origin)
+        origin = (before.origin or old_key) if left or (self._moving and not before.new) else None
+        return _Version(place, row, left, unknown | (missing & before.unknown), origin, before.new)
 
     def alive(self) -> list[tuple[bytes, _Version]]:
         """The last versions that are rows."""

@@ -160,7 +160,8 @@ def test_versions_of_a_key(case: Case) -> None:
     target = case.opened()
     case.apply(target, case.hub.batch().insert("item", id="1", code="a", note="n"))
     case.hub.source_rows["item"] = [{"id": "7", "code": "g", "note": "far"}]
-    batch = case.hub.batch().update("item", id="1", missing="note", code="b").update("item", id="7", missing="note")
+    batch = case.hub.batch().update("item", id="1", missing="note", code="b")
+    batch.update("item", id="7", missing="note", code="g")
     batch.update("item", id="8", missing="code note").insert("item", id="2", code="x").delete("item", id="2")
     counts = case.apply(target, batch)[ROUTE]
     assert case.rows() == {("1", "b", "n"), ("7", "g", "far")}

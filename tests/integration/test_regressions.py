@@ -204,3 +204,34 @@ def test_a_table_that_may_not_be_written_to_is_no_conflict(hub: Hub) -> None:
             hub.apply(hub.batch().update("t", id="1", v="b"))
     finally:
         hub.sql.execute("DROP PUBLICATION onward")
+
+
+# ---- foreign keys ----------------------------------------------------------------------------------------------
+
+CASCADES = """
+CREATE SCHEMA src; CREATE SCHEMA hub;
+CREATE TABLE src.p (id int PRIMARY KEY, code text UNIQUE, note text);
+CREATE TABLE src.c (id int PRIMARY KEY, p int, code text, note text);
+CREATE TABLE hub.p (id int PRIMARY KEY, code text UNIQUE, note text);
+CREATE TABLE hub.c (id int PRIMARY KEY, p int REFERENCES hub.p ON DELETE CASCADE ON UPDATE CASCADE,
+  code text REFERENCES hub.p (code) ON DELETE CASCADE, note text);
+"""
+
+
+def test_a_parents_key_changes_under_a_cascading_foreign_key(hub: Hub) -> None:
+    """The children of a parent that gets another key are not deleted with the old one."""
+    hub.set_up(CASCADES, spec("src.p", "hub.p"), spec("src.c", "hub.c"))
+    hub.apply(
+        hub.batch()
+        .insert("p", id="1", code="x", note="n")
+        .insert("c", id="1", p="1", note="long")
+        .insert("c", id="2", code="x")
+    )
+    hub.apply(
+        hub.batch().rekey("p", {"id": "1"}, id="2", code="x", note="n").update("c", id="1", p="2", missing="note")
+    )
+    assert hub.reread_keys == []
+    hub.apply(hub.batch().rekey("p", {"id": "7"}, id="8", code="z").rekey("p", {"id": "2"}, id="1", code="x", note="m"))
+    assert hub.rows("SELECT * FROM hub.p ORDER BY 1") == [(1, "x", "m"), (8, "z", None)]
+    assert hub.rows("SELECT * FROM hub.c ORDER BY 1") == [(1, 1, None, "long"), (2, None, "x", None)]
+    assert hub.ledger()["src.p"] == (7, 4, 3, 0, 0)

@@ -164,14 +164,32 @@ def test_unknown_values_are_read_again() -> None:
     assert len(compact(alone.rowset()).reread) == 1
 
 
+def test_whole_rows_move_where_that_is_asked_for() -> None:
+    """Those that the target has; not the ones that are new in the row set."""
+    changes = Changes()
+    changes.add(INSERT, ("1", "x", "new"))
+    changes.rekey("1", ("2", "y", "new"))
+    changes.rekey("7", ("8", "q", "w"))
+    changes.add(UPDATE, ("8", "r", "w"))
+    changes.add(UPDATE, ("5", "s", "w"))
+    changes.rekey("5", ("6", "s", "w"))
+    result = compact(changes.rowset(), moving=True)
+    assert [(move.origin[-1:], decoded(move.row), move.mask) for move in result.moves] == [
+        (b"7", ("8", "r", "w"), 0),
+        (b"5", ("6", "s", "w"), 0),
+    ]
+    assert rows(result.live) == [("2", "y", "new")]
+    assert result.seen == result.kept + result.superseded
+
+
 KEYS = st.sampled_from("12345")
 STEPS = st.lists(
     st.tuples(KEYS, KEYS, st.sampled_from(("write", "gap", "delete", "move", "movegap")), st.integers(0, 99))
 )
 
 
-@given(st.sets(KEYS), STEPS)
-def test_against_a_model(present: set[str], steps: list[tuple[str, str, str, int]]) -> None:
+@given(st.sets(KEYS), STEPS, st.booleans())
+def test_against_a_model(present: set[str], steps: list[tuple[str, str, str, int]], moving: bool) -> None:
     """Whatever the history: applied to a target that has the rows of before, the outcome is the rows of after."""
     before: dict[str, Row] = {key: (key, "old", f"toast {key}") for key in present}
     after = dict(before)
@@ -196,7 +214,7 @@ def test_against_a_model(present: set[str], steps: list[tuple[str, str, str, int
             changes.rekey(key, after[other], missing=B if what == "movegap" else 0)
     if not changes.rows:
         return
-    result = compact(changes.rowset())
+    result = compact(changes.rowset(), moving=moving)
     assert result.seen == result.kept + result.superseded
     moved = {move.origin: move for move in result.moves}
     target = dict(before)
@@ -205,7 +223,7 @@ def test_against_a_model(present: set[str], steps: list[tuple[str, str, str, int
         target.pop(str(old), None)
     for move in result.moves:
         row = decoded(move.row)
-        target[text(move.key)] = (row[0], row[1], origins[move.origin][2])
+        target[text(move.key)] = (row[0], row[1], origins[move.origin][2] if move.mask else row[2])
     for _, versions in result.partial:
         for row in rows(versions):
             target[str(row[0])] = (row[0], row[1], target[str(row[0])][2])

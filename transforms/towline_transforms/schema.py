@@ -94,6 +94,17 @@ class ForeignKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ActingKey:
+    """A foreign key of some table that, when a row of this one is deleted, deletes or changes what refers to it.
+
+    ``columns``: those of this table that it refers to. ``follows``: it allows them to be changed, and acts then too.
+    """
+
+    columns: tuple[str, ...]
+    follows: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A table of either catalog.
 
@@ -113,6 +124,7 @@ class Table:
     unique_keys: tuple[tuple[str, ...], ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
     partitions: tuple[TableName, ...] = ()
+    acting_keys: tuple[ActingKey, ...] = ()
     oid: int = 0
     row_estimate: int = 0
     _by_name: dict[str, Column] = field(init=False, repr=False, compare=False, hash=False)

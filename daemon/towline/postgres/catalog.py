@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
 
 from towline.postgres import statements
-from towline_transforms.schema import Catalog, Column, ForeignKey, SqlType, Table, TableName, TypeKind
+from towline_transforms.schema import ActingKey, Catalog, Column, ForeignKey, SqlType, Table, TableName, TypeKind
 
 _SQL = statements.load("towline.postgres", "catalog.sql")
 
@@ -55,6 +55,7 @@ def describe(connection: psycopg.Connection, names: Collection[TableName]) -> Ca
         types = _Types.read(connection, {(row[2], row[3]) for rows in columns.values() for row in rows})
         indexes = _grouped(_run(connection, "indexes", oids=oids))
         foreign_keys = _grouped(_run(connection, "foreign_keys", oids=oids))
+        acting_keys = _grouped(_run(connection, "acting_keys", oids=oids))
         roots = [row[0] for row in relations if row[3] == "p"]
         partitions = _grouped(_run(connection, "partitions", oids=roots))
         user_types = frozenset((schema, name) for schema, name in _run(connection, "user_types"))
@@ -62,6 +63,8 @@ def describe(connection: psycopg.Connection, names: Collection[TableName]) -> Ca
     for row in sorted(relations, key=lambda row: (row[1], row[2])):
         oid = row[0]
         table = _table(row, columns[oid], types, indexes[oid], foreign_keys[oid], partitions[oid])
+        if acting := acting_keys[oid]:
+            table = replace(table, acting_keys=tuple(ActingKey(tuple(key), follows) for _, key, follows in acting))
         tables[table.name] = table
     return Catalog(tables, connection.info.server_version, user_types)
 

@@ -121,6 +121,22 @@ GROUP BY k.oid, k.conrelid, k.conname, n.nspname, c.relname, k.condeferrable
 ORDER BY k.conrelid, k.conname
 ;
 
+-- name: acting_keys
+-- Foreign keys of any table that change rows elsewhere when one of these tables' rows are deleted. Copies for
+-- partitions are left out.
+SELECT
+  k.confrelid::bigint,
+  ARRAY(
+    SELECT a.attname::text FROM unnest(k.confkey) WITH ORDINALITY AS p(attnum, place)
+    JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = p.attnum ORDER BY p.place
+  ),
+  k.confupdtype IN ('c', 'n', 'd')
+FROM pg_constraint k
+WHERE k.contype = 'f' AND k.confrelid = ANY (%(oids)s::oid[]) AND k.confdeltype IN ('c', 'n', 'd')
+  AND k.conparentid = 0
+ORDER BY k.confrelid, k.oid
+;
+
 -- name: partitions
 SELECT root.oid, n.nspname::text, c.relname::text
 FROM unnest(%(oids)s::bigint[]) AS root(oid)

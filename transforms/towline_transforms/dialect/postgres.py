@@ -157,6 +157,14 @@ def movable(route: Route) -> bool:
     return not route.filtered and not fixed and route.on_delete is OnDelete.DELETE
 
 
+def must_move(route: Route) -> bool:
+    """Whether a changed key has to be changed in place, where that can be: deleting the row under its old key would
+    make a foreign key delete or change rows that refer to it and that the source keeps.
+    """
+    key = set(route.key)
+    return movable(route) and any(each.follows or key.isdisjoint(each.columns) for each in route.target.acting_keys)
+
+
 def absent(route: Route, stage: str) -> str:
     """The numbers (`PLACE`) of staged rows whose key the target does not have (or has marked as deleted), though the
     route makes a row of them.

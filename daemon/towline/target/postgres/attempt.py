@@ -106,7 +106,8 @@ class Attempts:
         routes = tuple(r for r in self._routes.get(rowset.relation.name, ()) if r.name in job.active)
         if shape is None or not routes or not len(rowset):
             return None
-        work = _Work(shape, rowset, routes, compact(rowset))
+        moving = any(dialect.must_move(route) for route in routes)
+        work = _Work(shape, rowset, routes, compact(rowset, moving=moving))
         work.direct = len(routes) == 1 and inserts_only(rowset) and self._direct.wanted(routes[0], rowset)
         return work
 

@@ -44,8 +44,14 @@ class Whole:
         self._rowset = rowset
         self._gaps = _gaps(rowset, compacted)
         self._rows: dict[int, bytes] = {}
-        self._open = sorted(places)
         self._reread = reread
+        self._open: list[int] = []
+        for place in sorted(places):
+            row, mask = self._gaps[place]
+            if mask:
+                self._open.append(place)
+            else:  # a move of a row that the target does not have
+                self._rows[place] = row
 
     def fill(self, compacted: Compacted, prior: ChunkLoad | None, touched: AbstractSet[bytes]) -> None:
         """Complete partial rows from a chunk, unless it may be older than what was applied (``touched`` keys)."""

@@ -44,6 +44,9 @@ POINTS = (
 #: How soon an idle pipeline moves its checkpoint for a source that asks it to, as it does when it shuts down (seconds).
 _ASKED_AFTER = 0.2
 
+#: How often the session with the target is used at least, which the server ends when it is idle for long (seconds).
+_HEARTBEAT = 10.0
+
 #: With a chunk under way, how long the loop waits for the stream before it looks at the chunk again (seconds).
 _CHUNK_WAIT = 0.005
 
@@ -106,8 +109,7 @@ class Pipeline:
         self._chunk: tuple[Route, Future[Chunk]] | None = None
         self._ready: ChunkLoad | None = None
         self._commit_time: datetime | None = None
-        self._touched = time.monotonic()
-        self.beat = time.monotonic()
+        self._touched = self._spoken = self.beat = time.monotonic()
 
     def stop(self) -> None:
         """Ask `run` to return at the next safe place. May be called from a signal handler or another thread."""
@@ -158,6 +160,7 @@ class Pipeline:
             self._snapshots.applied(transaction.xid for transaction in piece.transactions)
             if piece.transactions:
                 self._commit_time = piece.transactions[-1].commit_time
+            self.beat = self._spoken = time.monotonic()
             self._announce("applied")
             if piece.end is not None:
                 self.reached = piece.end
@@ -178,9 +181,9 @@ class Pipeline:
         if self._stop.is_set():
             raise Stopped
         self.beat = time.monotonic()
-        if self.beat - self._touched >= self._checkpoint_seconds:
+        if self.beat - self._spoken >= _HEARTBEAT:
             self._target.heartbeat()
-            self._touched = self.beat
+            self._spoken = self.beat
 
     def _commit(self) -> None:
         """Make what was applied durable with the position reached; then, and only then, acknowledge it."""
@@ -190,7 +193,7 @@ class Pipeline:
         self.checkpoint = self.reached
         self._stream.acknowledge(self.checkpoint)
         self._announce("acknowledged")
-        self._touched = time.monotonic()
+        self._touched = self._spoken = time.monotonic()
         self._observer.committed(committed, self.checkpoint)
 
     def _rest(self, until: int | None) -> None:
@@ -203,7 +206,7 @@ class Pipeline:
             self._announce("idle-checkpoint")
             self._target.begin()
             self._commit()
-        elif due:
+        else:
             self._breathe()
 
     def _caught_up(self, until: int | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,7 +13,9 @@ import pytest
 from tests.integration.apply_cases import Hub
 from tests.support.checked import Ends, spec
 from tests.support.databases import NewDatabase, create_database, drop_database
+from tests.support.line import Line
 from tests.support.wait import until
+from towline import pipeline
 from towline.change import Format
 from towline.demo.server import Server
 from towline.errors import RowRefused, TargetTableChanged
@@ -235,3 +238,58 @@ def test_a_parents_key_changes_under_a_cascading_foreign_key(hub: Hub) -> None:
     assert hub.rows("SELECT * FROM hub.p ORDER BY 1") == [(1, "x", "m"), (8, "z", None)]
     assert hub.rows("SELECT * FROM hub.c ORDER BY 1") == [(1, 1, None, "long"), (2, None, "x", None)]
     assert hub.ledger()["src.p"] == (7, 4, 3, 0, 0)
+
+
+# ---- signs of life ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def line(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> Line:
+    return Line.make(tmp_path, new_database(pg18), new_database(hub18), "  - {from: public.*, into: replica.*}")
+
+
+def test_an_idle_session_is_used_more_often_than_the_checkpoint_moves(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target's server ends sessions that are idle for a minute; `checkpoint_seconds` may be an hour."""
+    monkeypatch.setattr(pipeline, "_HEARTBEAT", 0.1)
+    line.path.write_text(line.path.read_text().replace("checkpoint_seconds: 0.5", "checkpoint_seconds: 3600"))
+    line.at_source("CREATE TABLE t (id int PRIMARY KEY)")
+    line.apply()
+    stop = threading.Event()
+    attempt = line.replication(stop.is_set)
+    thread = threading.Thread(target=attempt.run, kwargs={"until_caught_up": False})
+    thread.start()
+    used: set[object] = set()
+    try:
+        until(lambda: line.at_hub("SELECT count(*) FROM towline.route_state WHERE state = 'streaming'") == [(1,)])
+
+        def used_often() -> bool:
+            query = "SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT 1'"
+            used.update(line.at_hub(query))
+            return len(used) > 2
+
+        until(used_often)
+    finally:
+        stop.set()
+        if attempt.handle.pipeline is not None:
+            attempt.handle.pipeline.stop()
+        thread.join(20)
+
+
+def test_a_large_transaction_shows_signs_of_life(line: Line) -> None:
+    """What takes long, but goes on, is not taken for dead: each piece of it counts."""
+    line.path.write_text(line.path.read_text() + "batch: {max_rows: 10}\n")
+    line.at_source("CREATE TABLE t (id int PRIMARY KEY)")
+    line.apply()
+    line.run()
+    beats: list[float] = []
+
+    def announce(point: str) -> None:
+        if point == "within-transaction" and attempt.handle.pipeline is not None:
+            beats.append(attempt.handle.pipeline.beat)
+
+    attempt = line.replication(announce=announce)
+    line.at_source("INSERT INTO t SELECT generate_series(1, 100)")
+    attempt.run(until_caught_up=True)
+    assert len(beats) > 3 and len(set(beats)) == len(beats)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,12 @@ class Line:
         """`towline run --until-caught-up`, with no second try: an error is raised."""
         self.replication().run(until_caught_up=True)
 
-    def replication(self, stopping: Any = lambda: False) -> Replication:
+    def replication(
+        self, stopping: Any = lambda: False, announce: Callable[[str], None] = lambda point: None
+    ) -> Replication:
         """An attempt that the test runs itself."""
         return Replication(
-            self.config, metrics=self.metrics, stopping=stopping, role=lambda role: None, announce=lambda point: None
+            self.config, metrics=self.metrics, stopping=stopping, role=lambda role: None, announce=announce
         )
 
     def verify(self, **options: Any) -> Report:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -12,6 +13,7 @@ import psycopg
 from towline.change import Relation
 from towline.config import PipelineConfig
 from towline.errors import RoutesRefused, SlotInUse, SlotMissing
+from towline.logs import event
 from towline.position import format_lsn
 from towline.postgres import catalog, session
 from towline.source import Finding, SlotState, Step
@@ -26,6 +28,8 @@ from towline_transforms.check import check_routes, tables_needed
 from towline_transforms.problems import Problem, RouteError
 from towline_transforms.route import Route
 from towline_transforms.schema import Catalog
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,11 @@ class Prepared:
 
 
 @contextmanager
-def prepare(config: PipelineConfig) -> Iterator[Prepared]:
+def prepare(config: PipelineConfig, *, applied: bool = False) -> Iterator[Prepared]:
     """Connect to both ends, describe the tables that the routes name, and check the routes.
+
+    ``applied``: without tables that a pattern matches but that `apply` has not seen yet. They are not in the
+    publication, so there is nothing to lose, and a table that somebody adds at the source must not stop the others.
 
     Raises RoutesRefused with every problem of every route, and the errors of connecting and of reading catalogs.
     """
@@ -72,6 +79,8 @@ def prepare(config: PipelineConfig) -> Iterator[Prepared]:
         at_source, at_target = tables_needed(specs)
         with session.translating("source"):
             source_catalog = catalog.describe(source, at_source)
+        if applied:
+            source_catalog = _without_new(config, source_catalog, target)
         with session.translating("target"):
             target_catalog = catalog.describe(target, at_target)
         try:
@@ -85,6 +94,27 @@ def prepare(config: PipelineConfig) -> Iterator[Prepared]:
         if problems:
             raise refused(problems)
         yield Prepared(config, routes, relations, source_catalog, target_catalog, source, target)
+
+
+def _without_new(config: PipelineConfig, found: Catalog, target: psycopg.Connection[Any]) -> Catalog:
+    """The catalog without the tables that only patterns match and that have no state at the target."""
+    schema = config.target.schema_name
+    if "route_state" not in control.present(target, schema):
+        return found
+    known = control.read_states(target, schema, config.pipeline)
+    named = {spec.source for spec in config.specs()}
+    new = sorted(name for name in found.tables if known and name not in named and str(name) not in known)
+    if new:
+        event(
+            log,
+            logging.WARNING,
+            "tables_not_applied",
+            pipeline=config.pipeline,
+            count=len(new),
+            first=str(new[0]),
+            remedy="They match a pattern, but are not replicated until `towline apply` is run, and SIGHUP sent.",
+        )
+    return replace(found, tables={name: table for name, table in found.tables.items() if name not in set(new)})
 
 
 def refused(problems: tuple[Problem, ...] | list[Problem]) -> RoutesRefused:

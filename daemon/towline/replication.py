@@ -118,13 +118,13 @@ class Replication:
     def run(self, *, until_caught_up: bool) -> None:
         """Replicate until stopped (or caught up with where the source is now). Raises the coded errors."""
         with ExitStack() as stack:
-            with prepare(self._config) as prepared:
+            with prepare(self._config, applied=True) as prepared:
                 pass  # connections were for the catalogs; what was read from them stays
             target = self._target(stack, prepared)
             if not target.acquire(0.0):
                 if not self._stand_by(target):
                     return
-                with prepare(self._config) as prepared:  # it may have been long
+                with prepare(self._config, applied=True) as prepared:  # it may have been long
                     target.reroute(prepared.routes, prepared.relations)
             self._replicate(stack, prepared, target, until_caught_up)
 

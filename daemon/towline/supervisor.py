@@ -187,7 +187,7 @@ class Supervisor:
                 raise ReloadRefused("source or target changed")
             if config.web != self._config.web:
                 raise ReloadRefused("the web address changed")
-            with prepare(config):
+            with prepare(config, applied=True):
                 pass
         except TowlineError as error:
             self._metrics.error(error.code)

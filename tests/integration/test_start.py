@@ -158,3 +158,18 @@ def test_the_source_is_away(line: Line) -> None:
     with pytest.raises(SourceUnavailable) as caught:
         line.run()
     assert "sesame" not in f"{caught.value} {caught.value.advice}"
+
+
+def test_new_tables_of_a_pattern_do_not_stop_the_others(line: Line) -> None:
+    """A migration adds tables, one of them without a key: `run` goes on without them, `apply` says what is wrong."""
+    line.at_source("CREATE TABLE later (id int PRIMARY KEY); CREATE TABLE keyless (id int)")
+    line.at_source("INSERT INTO later VALUES (1); INSERT INTO t VALUES (4, 'd')")
+    line.run()
+    assert line.same("t", "replica.t") == 4
+    with pytest.raises(RoutesRefused):
+        line.apply()
+    line.at_source("ALTER TABLE keyless ADD PRIMARY KEY (id)")
+    line.apply()
+    line.run()
+    assert line.same("later", "replica.later") == 1
+    assert line.verify().differing == 0

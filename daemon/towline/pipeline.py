@@ -51,6 +51,10 @@ _HEARTBEAT = 10.0
 _CHUNK_WAIT = 0.005
 
 
+#: Further behind a chunk than so many bytes of log, the stream goes first, in transactions of its own.
+_FAR = 64 << 20
+
+
 class Stopped(Exception):
     """The pipeline was asked to stop; what was not committed is abandoned."""
 
@@ -125,7 +129,7 @@ class Pipeline:
             while not self._stop.is_set() and not self._caught_up(until):
                 self.beat = time.monotonic()
                 self._want_chunk()
-                if self._ready is not None:
+                if self._ready is not None and self._ready.chunk.high - self.reached <= _FAR:
                     self._load_chunk(self._ready)
                     continue
                 piece = self._stream.poll(_CHUNK_WAIT if self._chunk is not None else 0.5)
@@ -216,8 +220,12 @@ class Pipeline:
 
     def _want_chunk(self) -> None:
         """Have the next chunk read, and take one that is there. A chunk that may not be used is read again."""
-        if self._ready is not None or self._snapshots.done:
+        if self._snapshots.done:
             return
+        if self._ready is not None:
+            if self._snapshots.accepts(self._ready.chunk):
+                return
+            self._ready = None  # while it waited for the stream, a transaction was applied that it does not see
         if self._chunk is None:
             self._request()
         elif self._chunk[1].done():

@@ -67,14 +67,23 @@ def _parents(by_table: Mapping[TableName, list[Route]], table: TableName) -> lis
     return sorted({key.referenced for key in keys if key.referenced in by_table and key.referenced != table})
 
 
+#: Transactions that are remembered before those are dropped that a snapshot was seen to see.
+_REMEMBERED = 10_000
+
+
 class Snapshots:
-    """Where each route's copying stands, and what may be loaded next."""
+    """Where each route's copying stands, and what may be loaded next.
+
+    `past_barrier` may be called by another thread, before it reads the chunk that is asked for next.
+    """
 
     def __init__(self, routes: Sequence[Route], states: Mapping[str, RouteState]) -> None:
         self._routes = copy_order(routes)
         self._states = {route.name: states.get(route.name) or RouteState(route.name, PENDING) for route in self._routes}
         self._barrier: int | None = None
         self._unseen: set[int] = set()
+        self._prune_at = _REMEMBERED
+        self._latest: Visibility | None = None
         self._active = self._compute_active()
 
     def _compute_active(self) -> frozenset[str]:
@@ -109,12 +118,18 @@ class Snapshots:
 
     def past_barrier(self, seen: Visibility) -> bool:
         """Whether all that ran when `listen` was called has ended by this snapshot."""
+        self._latest = seen
         return self._barrier is not None and seen.xmin >= self._barrier
 
     def applied(self, xids: Iterable[int]) -> None:
         """Note transactions that were applied, or skipped for pending routes."""
-        if not self.done:
-            self._unseen.update(xids)
+        if self.done:
+            return
+        self._unseen.update(xids)
+        if len(self._unseen) >= self._prune_at and (latest := self._latest) is not None:
+            # Chunks to come see what this snapshot sees, and more: while they wait, nothing piles up here.
+            self._unseen = {xid for xid in self._unseen if not latest.sees(xid)}
+            self._prune_at = max(_REMEMBERED, 2 * len(self._unseen))
 
     def accepts(self, chunk: Chunk) -> bool:
         """Rule 1. A chunk that is not accepted must be read again."""

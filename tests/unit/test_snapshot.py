@@ -131,3 +131,15 @@ def test_a_route_is_pending_then_copying_then_streaming() -> None:
     assert snapshots.next() == (child, None) and not snapshots.done
     snapshots.committed(snapshots.after(child, chunk(child, 0, None, Visibility(5, 5))))
     assert snapshots.done and snapshots.next() is None and snapshots.active == {"parent", "child"}
+
+
+def test_what_snapshots_see_does_not_pile_up() -> None:
+    """While a chunk waits for an old transaction to end, looks at the source tell which others have."""
+    snapshots = Snapshots([route("a")], {})
+    snapshots.listen(Visibility(10, 10))
+    for xid in range(10, 100_000):
+        snapshots.past_barrier(Visibility(5, xid, frozenset({5})))
+        snapshots.applied([xid])
+    assert len(snapshots._unseen) < 20_000
+    assert not snapshots.accepts(chunk(route("a"), 1, None, Visibility(99_000, 99_000)))
+    assert snapshots.accepts(chunk(route("a"), 1, None, Visibility(100_000, 100_000)))

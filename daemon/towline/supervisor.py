@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 _GRACE, _LAST = 7.0, 2.0
 #: Without a sign of life from the loop for so long, /healthz says so (seconds).
 _LIVE = 120.0
+#: How long the stream's reader and the applier may keep the interpreter from each other (seconds).
+_SWITCH = 0.001
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.5, 30.0
 
 
@@ -108,6 +111,7 @@ class Supervisor:
                 (signal.SIGHUP, self.request_reload),
             )
         }
+        sys.setswitchinterval(_SWITCH)
         web = None
         try:
             if self._config.web.port:

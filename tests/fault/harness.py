@@ -29,16 +29,16 @@ class Daemon:
 
     def __init__(self, config: Path, log: Path, *kill: str) -> None:
         self._log = log
-        self._file = log.open("ab")
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fault.daemon", str(config), *kill],
-            cwd=ROOT,
-            env=environment,
-            stderr=self._file,
-            stdout=self._file,
-            stdin=subprocess.DEVNULL,
-        )
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fault.daemon", str(config), *kill],
+                cwd=ROOT,
+                env=environment,
+                stderr=file,
+                stdout=file,
+                stdin=subprocess.DEVNULL,
+            )
 
     def log(self) -> str:
         """What it has written."""
@@ -52,7 +52,6 @@ class Daemon:
         """SIGKILL, and wait for the end."""
         self.process.kill()
         self.process.wait()
-        self._file.close()
 
     def await_exit(self, timeout: float = 60.0) -> int:
         """The exit code; negative for a signal."""
@@ -60,8 +59,6 @@ class Daemon:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the daemon did not end within {timeout:g} s:\n{self.log()}") from None
-        finally:
-            self._file.close()
 
     def stop(self) -> None:
         """SIGTERM: it must end by itself within 10 s, with exit code 0."""

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import click
 from rich.console import Console
@@ -55,10 +60,29 @@ def top(pipeline_file: Path, interval: float) -> None:
     if not sys.stdout.isatty():
         raise click.UsageError("top needs a terminal; `towline status` does not")
     screen = Screen()
+    with (
+        _interrupted() as stop,
+        Reader(loaded) as reader,
+        Live(console=Console(), screen=True, auto_refresh=False) as live,
+    ):
+        while not stop.is_set():
+            live.update(screen.render(reader.read(), time.monotonic()), refresh=True)
+            stop.wait(interval)
+
+
+@contextmanager
+def _interrupted() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets: raised wherever it happens to arrive, KeyboardInterrupt can be swallowed. The second
+    Ctrl-C ends the process as always.
+    """
+    stop = threading.Event()
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, handler)
     try:
-        with Reader(loaded) as reader, Live(console=Console(), screen=True, auto_refresh=False) as live:
-            while True:
-                live.update(screen.render(reader.read(), time.monotonic()), refresh=True)
-                time.sleep(interval)
-    except KeyboardInterrupt:
-        return
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -170,14 +170,16 @@ class Visibility:
     xmax: int
     in_progress: frozenset[int] = frozenset()
 
-    def sees(self, xid: int) -> bool:
-        """Whether a transaction that committed is visible. ``xid`` is 64 bits wide, or 32 bits as logged.
+    def whole(self, xid: int) -> int:
+        """A transaction's number with its epoch. A logged xid has none: it is taken to be the one nearest ``xmax``."""
+        if xid >= 1 << 32:
+            return xid
+        delta = (xid - self.xmax) & 0xFFFFFFFF
+        return self.xmax + (delta - (1 << 32) if delta >= 1 << 31 else delta)
 
-        A logged xid has no epoch: it is taken to be the one nearest to ``xmax``.
-        """
-        if xid < 1 << 32:
-            delta = (xid - self.xmax) & 0xFFFFFFFF
-            xid = self.xmax + (delta - (1 << 32) if delta >= 1 << 31 else delta)
+    def sees(self, xid: int) -> bool:
+        """Whether a transaction that committed is visible. ``xid`` is 64 bits wide, or 32 bits as logged."""
+        xid = self.whole(xid)
         return xid < self.xmin or (xid < self.xmax and xid not in self.in_progress)
 
 

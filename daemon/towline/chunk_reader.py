@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from towline.change import Chunk, Cursor, Relation
+from towline.logs import event
 from towline.snapshot import Snapshots
 from towline.source import Tables
 from towline_transforms.route import Route
 
+log = logging.getLogger(__name__)
+
 #: While transactions of before the barrier still run, how often to look whether they have ended (seconds).
 _BARRIER_LOOK = 0.1
+#: How often to say that it is them that a snapshot waits for (seconds).
+_BARRIER_SAY = 30.0
 
 
 class BackgroundChunkReader:
@@ -33,7 +40,18 @@ class BackgroundChunkReader:
         if self._tables is None:
             self._tables = self._connect()
         # Rule 1 would refuse a chunk that is read too early: a look at the snapshot is cheaper.
-        while not self._snapshots.past_barrier(self._tables.visibility()):
+        say = time.monotonic() + _BARRIER_SAY
+        while not self._snapshots.past_barrier(seen := self._tables.visibility()):
+            if time.monotonic() >= say:
+                say += _BARRIER_SAY
+                event(
+                    log,
+                    logging.WARNING,
+                    "snapshot_waits",
+                    xid=seen.xmin & 0xFFFFFFFF,
+                    detail="a transaction that is older than this attempt is still open at the source, or prepared",
+                    remedy="Look for it in pg_stat_activity.backend_xid and in pg_prepared_xacts.transaction.",
+                )
             self._closed.wait(_BARRIER_LOOK)
             if self._closed.is_set():
                 break

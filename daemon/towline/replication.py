@@ -182,7 +182,7 @@ class Replication:
         if missing:
             raise NotSetUp(f"{len(missing)} routes are new since the last `towline apply`: {', '.join(missing[:5])}")
         snapshots = Snapshots(prepared.routes, states)
-        snapshots.listen(tables.visibility())
+        snapshots.listen(tables.horizon())
         reader = BackgroundChunkReader(self._tables, snapshots)
         stack.callback(reader.close)
 

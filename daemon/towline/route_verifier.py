@@ -209,7 +209,7 @@ class RouteVerifier:
         committed.
         """
         deadline = time.monotonic() + timeout
-        barrier = self._tables.visibility().xmax
+        barrier = self._tables.horizon().xmax
         while self._tables.visibility().xmin < barrier and time.monotonic() < deadline:
             time.sleep(0.02)
 

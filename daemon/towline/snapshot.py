@@ -13,9 +13,10 @@ Two rules make a chunk exact, without watermarks, locks or a second slot:
    What the snapshot saw is then applied too, so what is loaded is, at every commit, a state that the source really had.
 
 What was committed before this process looked is unknown to rule 1's list. So the first chunks wait until a snapshot's
-``xmin`` has reached the *barrier*: the ``xmax`` of a snapshot taken when this process began to listen. All that ran
-then has ended, and is visible. The same wait covers what committed before the slot was created, and, for a table added
-to the publication later, the transactions that began before it was added.
+``xmin`` has reached the *barrier*: a number beyond those of all transactions that ran when this process began to listen
+(a snapshot's own ``xmax`` only follows the newest that has ended). All of them have ended then, and are visible. The
+same wait covers what committed before the slot was created, and, for a table added to the publication later, the
+transactions that began before it was added.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Snapshots:
         return None
 
     def listen(self, now: Visibility) -> None:
-        """Set the barrier. ``now`` was taken after this object began to hear of applied transactions."""
+        """Set the barrier. ``now`` (`Tables.horizon`) was taken after this object began to hear of transactions."""
         self._barrier = now.xmax
 
     def past_barrier(self, seen: Visibility) -> bool:

@@ -15,7 +15,7 @@ from tests.support.checked import Ends, spec
 from tests.support.databases import NewDatabase, create_database, drop_database
 from tests.support.line import Line
 from tests.support.wait import until
-from towline import pipeline
+from towline import chunk_reader, pipeline
 from towline.change import Format
 from towline.demo.server import Server
 from towline.errors import RowRefused, TargetTableChanged
@@ -39,6 +39,10 @@ def hub(database: str) -> Iterator[Hub]:
     hub = Hub(database, Format.BINARY)
     yield hub
     hub.close()
+
+
+class _Killed(Exception):
+    """Ends an attempt at a point of its loop."""
 
 
 # ---- chunks ----------------------------------------------------------------------------------------------------
@@ -293,3 +297,69 @@ def test_a_large_transaction_shows_signs_of_life(line: Line) -> None:
     line.at_source("INSERT INTO t SELECT generate_series(1, 100)")
     attempt.run(until_caught_up=True)
     assert len(beats) > 3 and len(set(beats)) == len(beats)
+
+
+def test_a_snapshot_says_what_it_waits_for(
+    line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A prepared transaction that was forgotten would hold it up for good, without a word."""
+    monkeypatch.setattr(chunk_reader, "_BARRIER_SAY", 0.1)
+    line.at_source("CREATE TABLE t (id int PRIMARY KEY)")
+    line.apply()
+    attempt = line.replication()
+    thread = threading.Thread(target=attempt.run, kwargs={"until_caught_up": True})
+    with psycopg.connect(line.source, autocommit=True) as admin:
+        admin.execute("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'forgotten'")
+        thread.start()
+        try:
+            until(lambda: "snapshot_waits" in caplog.text)
+        finally:
+            admin.execute("COMMIT PREPARED 'forgotten'")
+            thread.join(20)
+    assert line.same("t", "replica.t") == 1
+
+
+def test_a_commit_that_waits_for_a_standby_is_not_undone_by_a_chunk(line: Line) -> None:
+    """It was applied by the attempt before; the chunk of this one must wait until it is visible."""
+    line.path.write_text(line.path.read_text() + "snapshot: {chunk_rows: 10}\n")
+    line.at_source(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT n, 'old' FROM generate_series(1, 30) n"
+    )
+    line.apply()
+    chunks: list[str] = []
+
+    def stop_after_first_chunk(point: str) -> None:
+        if point == "chunk-loaded":
+            chunks.append(point)
+        if point == "chunk-read" and chunks:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        line.replication(announce=stop_after_first_chunk).run(until_caught_up=True)
+    with psycopg.connect(line.source, autocommit=True) as admin, psycopg.connect(line.source) as waiting:
+        waiting.execute("SET synchronous_commit = on")
+        admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        admin.execute("SELECT pg_reload_conf()")
+        until(lambda: admin.execute("SHOW synchronous_standby_names").fetchone() == ("nobody",))
+        waiting.execute("UPDATE t SET v = 'new' WHERE id = 30")
+        committing = threading.Thread(target=waiting.commit)
+        committing.start()
+        try:
+            seen = "SELECT v FROM replica.t WHERE id = 30"
+
+            def stop_when_applied(point: str) -> None:
+                if point == "committed" and line.at_hub(seen) == [("new",)]:
+                    raise _Killed
+
+            with pytest.raises(_Killed):
+                line.replication(announce=stop_when_applied).run(until_caught_up=False)
+            attempt = line.replication()
+            thread = threading.Thread(target=attempt.run, kwargs={"until_caught_up": True})
+            thread.start()
+            thread.join(3)  # it would have ended by now
+        finally:
+            admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            admin.execute("SELECT pg_reload_conf()")
+            committing.join(20)
+        thread.join(20)
+    assert line.same("t", "replica.t") == 30

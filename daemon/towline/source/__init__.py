@@ -121,6 +121,9 @@ class Tables(Protocol):
     def visibility(self) -> Visibility:
         """A snapshot taken now."""
 
+    def horizon(self) -> Visibility:
+        """A snapshot taken now, of which ``xmax`` is beyond every transaction that runs."""
+
     def describe(self, names: Sequence[TableName]) -> Catalog:
         """The tables of those names; a name ``*`` stands for all ordinary and partitioned tables of the schema."""
 

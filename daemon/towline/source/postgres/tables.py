@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import psycopg
 from psycopg import sql
@@ -107,6 +108,17 @@ class PostgresTables:
         """A snapshot taken now."""
         with self._session() as connection:
             return _look(connection).visibility
+
+    def horizon(self) -> Visibility:
+        """A snapshot taken now, of which ``xmax`` is beyond every transaction that runs.
+
+        The server's own ends at the newest transaction that has ended: newer ones that run are not in it.
+        """
+        with self._session() as connection:
+            seen = _look(connection).visibility
+            rows = connection.execute(_SQL["running"]).fetchall()
+        newest = max((seen.whole(xid) for (xid,) in rows), default=0)
+        return replace(seen, xmax=max(seen.xmax, newest + 1))
 
     def describe(self, names: Sequence[TableName]) -> Catalog:
         """The tables of those names; see `towline.postgres.catalog.describe`."""

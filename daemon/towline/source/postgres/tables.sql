@@ -40,6 +40,11 @@ SELECT
   clock_timestamp()
 ;
 
+-- name: running
+-- The numbers of all transactions that have one, prepared ones among them: each has a lock on its own.
+SELECT transactionid::text::bigint FROM pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock'
+;
+
 -- name: end_walsender
 SELECT pg_terminate_backend(s.active_pid)
 FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid

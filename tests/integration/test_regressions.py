@@ -170,6 +170,25 @@ def test_a_row_that_is_read_again_takes_only_what_the_log_left_out(hub: Hub) -> 
     assert hub.rows("SELECT * FROM hub.o") == [(1, 2, "b", "later")]
 
 
+def test_a_row_that_is_gone_at_the_source_gives_its_unique_value_away(hub: Hub) -> None:
+    """Its gaps cannot be filled any more, but what the log says of it makes room for another row."""
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.t (id int PRIMARY KEY, code text, f float8, note text);
+        CREATE TABLE hub.t (id int PRIMARY KEY, code text UNIQUE DEFERRABLE, f float8, note text);
+        """,
+        spec("src.t", "hub.t"),
+    )
+    hub.apply(hub.batch().insert("t", id="1", code="a", f="1").insert("t", id="2", code="b", f="2"))
+    batch = hub.batch().update("t", id="1", code="c", unknown="f").update("t", id="2", code="a", f="2")
+    hub.apply(batch.update("t", id="9", code="n", unknown="f"))
+    assert hub.rows("SELECT * FROM hub.t ORDER BY 1") == [(1, "c", 1.0, None), (2, "a", 2.0, None)]
+    hub.apply(hub.batch().delete("t", id="1").delete("t", id="9"))
+    assert hub.rows("SELECT id FROM hub.t") == [(2,)]
+    assert hub.ledger()["src.t"] == (7, 3, 2, 2, 0)
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------
 
 

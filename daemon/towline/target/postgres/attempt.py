@@ -57,6 +57,7 @@ class _Work:
     gaps: dict[str, Gaps] = field(default_factory=dict)
     gone_but_moved: dict[str, tuple[Staged, Staged]] = field(default_factory=dict)
     fresh: dict[str, Staged] = field(default_factory=dict)
+    lost: list[tuple[frozenset[str], Staged]] = field(default_factory=list)
 
 
 class Attempts:
@@ -135,6 +136,9 @@ class Attempts:
             if len(versions):
                 rows = job.stamps.append(versions.rows, rowset, versions.places, work.shape.pseudo)
                 work.fresh[route.name] = self._stages.load(work.shape, Kind.ROWS, rows, slot=slot + 1)
+        for slot, (mask, versions) in enumerate(whole.lost(), len(work.routes) + 1):
+            rows = job.stamps.append(versions.rows, rowset, versions.places, work.shape.pseudo)
+            work.lost.append((names(rowset, mask), self._stages.load(work.shape, Kind.ROWS, rows, slot=slot)))
 
     def _gaps(self, route: Route, work: _Work, job: Job, checks: list[Callable[[], None]]) -> Gaps:
         """Ask the target which of the rows with gaps it has; ``checks`` are run when it has answered."""
@@ -209,6 +213,7 @@ class Attempts:
             stages = [work.live, work.fresh.get(route.name)]
             if (gaps := work.gaps.get(route.name)) is not None:
                 stages += [s for s, count in zip(work.partial, gaps.updates, strict=True) if count is not None]
+                stages += [staged for missing, staged in work.lost if dialect.survives(route, missing)]
             for staged in stages:
                 if staged is not None:
                     self._run("unmade", route, staged, dialect.delete_unmade)
@@ -244,6 +249,10 @@ class Attempts:
         counts = tally.of(route)
         fresh = work.fresh.get(route.name)
         counts.superseded += len(gaps.wanted) - (0 if fresh is None else len(fresh))
+        for missing, staged in work.lost:
+            # They count as superseded, but what is known of them is due: another row may have their unique values now.
+            if dialect.survives(route, missing):
+                self._run("update", route, staged, dialect.update, missing)
         for move in gaps.moves:
             self._move(route, work, move, job)
             counts.upserted += 1

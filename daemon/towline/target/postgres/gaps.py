@@ -83,6 +83,18 @@ class Whole:
                 row, mask = self._gaps[place]
                 self._rows[place] = _completed(row, chunk.rows.row(at[framed]), mask)
 
+    def lost(self) -> list[tuple[int, Versions]]:
+        """After `read`, by mask: rows with gaps that are no longer at the source, though their end has not come yet."""
+        by_mask: dict[int, list[int]] = {}
+        for place in self._open:
+            if place not in self._rows:
+                by_mask.setdefault(self._gaps[place][1], []).append(place)
+        width = self._rowset.rows.width
+        return [
+            (mask, Versions(Frame.of_rows([self._gaps[place][0] for place in places], width), np.array(places)))
+            for mask, places in by_mask.items()
+        ]
+
     def versions(self, places: Iterable[int]) -> Versions:
         """The rows of those places that are there, in order."""
         chosen = sorted(place for place in places if place in self._rows)

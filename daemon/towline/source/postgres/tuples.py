@@ -49,6 +49,8 @@ _INSERT, _UPDATE, _DELETE = ord("I"), ord("U"), ord("D")
 _NEW, _KEY, _OLD = ord("N"), ord("K"), ord("O")
 #: Bytes of a change before its first tuple: kind, OID, marker.
 HEAD = 6
+#: Dropped bytes are numbered where they are less than one in so many.
+_NUMBERED = 16
 #: Zeros after the joined messages, so that a length can be read at any place within them.
 _PAD = bytes(8)
 
@@ -325,7 +327,14 @@ def _mark(keep: Mask, begin: Ints, end: Ints) -> None:
 
 
 def _unmark(keep: Mask, begin: Ints, end: Ints) -> None:
+    """Clear the ranges, which do not overlap and ascend."""
     lengths = end - begin
+    if int(lengths.sum()) * _NUMBERED > len(keep):
+        # Numbers of bytes take 24 times the room of these. So much is dropped of a few columns only.
+        dropped = np.empty(len(keep), dtype=np.bool_)
+        _mark(dropped, begin, end)
+        keep &= ~dropped
+        return
     first = np.cumsum(lengths) - lengths
     keep[np.repeat(begin - first, lengths) + np.arange(int(lengths.sum()))] = False
 

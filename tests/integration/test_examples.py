@@ -21,7 +21,8 @@ CREATE TABLE sale_order (
     placed_at timestamptz DEFAULT now()
 );
 CREATE TABLE stock_level (
-    warehouse_code text, product_code text, quantity numeric, reserved numeric, PRIMARY KEY (warehouse_code, product_code)
+    warehouse_code text, product_code text, quantity numeric, reserved numeric,
+    PRIMARY KEY (warehouse_code, product_code)
 );
 CREATE TABLE shipment (id bigint PRIMARY KEY, order_id bigint, carrier text, shipped_at timestamptz);
 INSERT INTO sale_order

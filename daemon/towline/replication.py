@@ -177,6 +177,7 @@ class Replication:
             application_name=name,
         )
         stack.callback(stream.close)
+        target.read_ahead(tables.position())
         states = target.states()
         missing = [route.name for route in prepared.routes if route.name not in states]
         if missing:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.integration.apply_cases import Hub
+from tests.integration.apply_cases import START, WHEN, Batch, Hub
 from tests.support.checked import Ends, spec
 from tests.support.databases import NewDatabase, create_database, drop_database
 from tests.support.line import Line
 from tests.support.wait import until
 from towline import chunk_reader, pipeline
-from towline.change import Format
+from towline.change import Chunk, Format, Relation
 from towline.demo.server import Server
 from towline.errors import RowRefused, TargetTableChanged
+from towline.frame import Frame
 from towline.postgres.catalog import describe
 from towline.source.postgres.relations import relations_of
 from towline.source.postgres.tables import PostgresTables
@@ -187,6 +189,41 @@ def test_a_row_that_is_gone_at_the_source_gives_its_unique_value_away(hub: Hub) 
     hub.apply(hub.batch().delete("t", id="1").delete("t", id="9"))
     assert hub.rows("SELECT id FROM hub.t") == [(2,)]
     assert hub.ledger()["src.t"] == (7, 3, 2, 2, 0)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_row_does_not_take_along_what_was_read_ahead(hub: Hub, restarted: bool) -> None:
+    """Two rows change places, and one moves on; its place is taken by another row when it is read again."""
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.t (id int PRIMARY KEY, note text);
+        CREATE TABLE hub.t (id int PRIMARY KEY, note text);
+        """,
+        spec("src.t", "hub.t"),
+    )
+
+    def reread(relation: Relation, keys: Frame) -> Chunk:
+        return replace(hub.reread(relation, keys), high=START + 0x50)
+
+    def apply(batch: Batch) -> None:
+        target.begin()
+        target.apply(batch.piece(), {"src.t"}, reread)
+        target.commit(START, WHEN)
+
+    target = hub.target()
+    apply(hub.batch().insert("t", id="1", note="one").insert("t", id="2", note="two").insert("t", id="3", note="three"))
+    # At the source: 1 and 2 change places, 1 (then 2) goes on to 4, and 3 comes to 2.
+    hub.source_rows["t"] = [{"id": "1", "note": "two"}, {"id": "4", "note": "one"}, {"id": "2", "note": "three"}]
+    swap = hub.batch().rekey("t", {"id": "1"}, missing="note", id="0").rekey("t", {"id": "2"}, missing="note", id="1")
+    apply(swap.rekey("t", {"id": "0"}, missing="note", id="2"))
+    if restarted:
+        target.close()
+        target = hub.target()
+        target.read_ahead(START + 0x60)
+    apply(hub.batch().rekey("t", {"id": "2"}, missing="note", id="4"))
+    apply(hub.batch().rekey("t", {"id": "3"}, missing="note", id="2"))
+    assert hub.rows("SELECT * FROM hub.t ORDER BY 1") == [(1, "two"), (2, "three"), (4, "one")]
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------

@@ -79,6 +79,10 @@ class Applier:
         self._began = self._stages.mark()
         self.counts: dict[str, Counts] = {}
 
+    def read_ahead(self, position: int) -> None:
+        """Rows may have been read from the source up to that position, in this session or another one before it."""
+        self._attempts.ahead = max(self._attempts.ahead, position)
+
     # ---- transactions ----------------------------------------------------------------------------------------
 
     def begin(self) -> None:

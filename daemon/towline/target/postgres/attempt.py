@@ -63,6 +63,10 @@ class _Work:
 class Attempts:
     """Queues what applies a piece. ``routes``: parents first. ``current``: the route whose statement was queued
     last.
+
+    ``ahead``: a position of the source's log before which the target's rows may hold what was read from the source, not
+    from the log. At the key of a row there may have been another one by then, so that until then no row takes along,
+    to another key, what the target has at its key.
     """
 
     def __init__(
@@ -84,9 +88,12 @@ class Attempts:
         self._shapes = shapes
         self._statements: dict[tuple[object, ...], str | None] = {}
         self.current: Route | None = None
+        self.ahead = 0
+        self._trusting = True
 
     def queue(self, piece: Piece, job: Job) -> Tally:
         """Queue everything; the tally can be read after a sync."""
+        self._trusting = not piece.transactions or piece.transactions[0].lsn >= self.ahead
         works = [work for rowset in piece.rowsets if (work := self._work(rowset, job)) is not None]
         for work in works:
             self._close_gaps(work, job)
@@ -130,7 +137,7 @@ class Attempts:
             check()
         whole = Whole(rowset, compacted, set().union(*(gaps.wanted for gaps in work.gaps.values())), job.reread)
         whole.fill(compacted, job.prior, job.touched)
-        whole.read()
+        self.ahead = max(self.ahead, whole.read(), job.prior.chunk.high if job.prior is not None else 0)
         for slot, route in enumerate(work.routes):
             versions = whole.versions(work.gaps[route.name].wanted)
             if len(versions):
@@ -153,7 +160,7 @@ class Attempts:
             outcome = self._run("absent", route, staged, dialect.absent)
             checks.append(_absentees(gaps, group, places, outcome))
         for move in work.compacted.moves:
-            if not dialect.movable(route):
+            if not dialect.movable(route) or (move.mask and not self._trusting):
                 gaps.wanted.add(move.place)
                 continue
             outcome = self._run("present", route, self._origin(work, move, job), dialect.count_present)

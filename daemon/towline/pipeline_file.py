@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 from towline.document import Place
 from towline.references import Replaced
 from towline.table_name import ALL_TABLES, parse_table
-from towline_transforms.route import OnDelete, OnTruncate, RouteSpec
+from towline_transforms.route import OnDelete, OnError, OnSchemaChange, OnTruncate, RouteSpec
 from towline_transforms.schema import TableName
 
 _PIPELINE = r"^[a-z][a-z0-9_-]{0,54}$"
@@ -56,16 +56,9 @@ Seconds = Annotated[float, BeforeValidator(_number)]
 Columns = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=63)], ...], Field(strict=False)]
 OnDeleteText = Annotated[OnDelete, Field(strict=False)]
 OnTruncateText = Annotated[OnTruncate, Field(strict=False)]
+OnErrorText = Annotated[OnError, Field(strict=False)]
+OnSchemaChangeText = Annotated[OnSchemaChange, Field(strict=False)]
 ColumnName = Annotated[str, Field(min_length=1, max_length=63)]
-
-
-def _only_halt(value: object) -> object:
-    if isinstance(value, str) and value != "halt":
-        raise PydanticCustomError("unsupported", "halt; other ways are not supported yet")
-    return value
-
-
-Halt = Annotated[Literal["halt"], BeforeValidator(_only_halt)]
 
 
 class _Model(BaseModel):
@@ -135,8 +128,10 @@ class DefaultsConfig(_Model):
         default=None, description="The boolean or timestamp column that on_delete: mark sets."
     )
     on_truncate: OnTruncateText = Field(default=OnTruncate.HALT, description="What TRUNCATE at the source does.")
-    on_error: Halt = Field(default="halt", description="What a row that the target refuses does.")
-    on_schema_change: Halt = Field(default="halt", description="What a change of a routed table's columns does.")
+    on_error: OnErrorText = Field(default=OnError.HALT, description="What a row that the target refuses does.")
+    on_schema_change: OnSchemaChangeText = Field(
+        default=OnSchemaChange.HALT, description="What a column that is added to the table of an identity route does."
+    )
 
 
 class RouteConfig(_Model):
@@ -158,8 +153,13 @@ class RouteConfig(_Model):
         default=None, description="The boolean or timestamp column that on_delete: mark sets."
     )
     on_truncate: OnTruncateText | None = Field(default=None, description="What TRUNCATE at the source does.")
-    on_error: Halt | None = Field(default=None, description="What a row that the target refuses does.")
-    on_schema_change: Halt | None = Field(default=None, description="What a change of the table's columns does.")
+    on_error: OnErrorText | None = Field(default=None, description="What a row that the target refuses does.")
+    on_schema_change: OnSchemaChangeText | None = Field(
+        default=None, description="What a column that is added to the table of an identity route does."
+    )
+    sensitive: Columns = Field(
+        default=(), description="Source columns whose values are masked wherever rows are kept or shown to people."
+    )
 
     @property
     def title(self) -> str:
@@ -247,6 +247,9 @@ class PipelineConfig(_Model):
                 on_delete=(delete := route.on_delete or defaults.on_delete),
                 mark_column=(route.mark_column or defaults.mark_column) if delete is OnDelete.MARK else None,
                 on_truncate=route.on_truncate or defaults.on_truncate,
+                on_error=route.on_error or defaults.on_error,
+                on_schema_change=route.on_schema_change or defaults.on_schema_change,
+                sensitive=route.sensitive,
             )
             for route in self.routes
         )

@@ -221,11 +221,11 @@ target: {kind: mysql, dsn: host=a, schema: a b}
             "3: target.schema: expected a string of the form ^[a-z_][a-z0-9_]{0,62}$",
         ],
     ),
-    "not supported yet": (
-        HEAD + "defaults: {on_error: quarantine}\nroutes:\n  - {from: public.a, into: b.a, on_schema_change: follow}\n",
+    "unknown ways": (
+        HEAD + "defaults: {on_error: skip}\nroutes:\n  - {from: public.a, into: b.a, on_schema_change: follow}\n",
         [
-            "4: defaults.on_error: expected halt; other ways are not supported yet",
-            "6: routes[0].on_schema_change: expected halt; other ways are not supported yet",
+            "4: defaults.on_error: expected halt or quarantine",
+            "6: routes[0].on_schema_change: expected halt or evolve or ignore",
         ],
     ),
     "impossible routes": (

@@ -55,6 +55,9 @@ def identity_route(spec: RouteSpec, source: Table, catalog: Catalog, report: Rep
         mark_column=spec.mark_column if spec.on_delete is OnDelete.MARK else None,
         on_truncate=spec.on_truncate,
         create=found is None,
+        on_error=spec.on_error,
+        on_schema_change=spec.on_schema_change,
+        sensitive=frozenset(spec.sensitive),
     )
 
 

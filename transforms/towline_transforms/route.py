@@ -28,6 +28,24 @@ class OnTruncate(enum.StrEnum):
     IGNORE = "ignore"
 
 
+class OnError(enum.StrEnum):
+    """What a row that the target refuses does: stop the pipeline at it, or be set aside while the others go on."""
+
+    HALT = "halt"
+    QUARANTINE = "quarantine"
+
+
+class OnSchemaChange(enum.StrEnum):
+    """What a column that is added to the table of an identity route does.
+
+    EVOLVE adds it at the target, too; IGNORE goes on without it, until `towline apply` is told otherwise.
+    """
+
+    HALT = "halt"
+    EVOLVE = "evolve"
+    IGNORE = "ignore"
+
+
 #: Columns that the daemon adds to the staged row when a route refers to them, with their SQL types.
 PSEUDO_COLUMNS = {
     "_commit_time": "timestamp with time zone",
@@ -50,6 +68,9 @@ class RouteSpec:
     on_delete: OnDelete = OnDelete.DELETE
     mark_column: str | None = None
     on_truncate: OnTruncate = OnTruncate.HALT
+    on_error: OnError = OnError.HALT
+    on_schema_change: OnSchemaChange = OnSchemaChange.HALT
+    sensitive: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +102,7 @@ class Route:
     ``filter_sources``: source columns on which that depends. ``pseudo``: the pseudo-columns that the route refers to
     anywhere, in the order of PSEUDO_COLUMNS.
     ``create``: the target table does not exist yet and `apply` is to create it as ``target`` describes.
+    ``sensitive``: source columns whose values are shown nowhere: masked in the quarantine, in previews and samples.
     """
 
     name: str
@@ -97,6 +119,9 @@ class Route:
     mark_column: str | None
     on_truncate: OnTruncate
     create: bool = False
+    on_error: OnError = OnError.HALT
+    on_schema_change: OnSchemaChange = OnSchemaChange.HALT
+    sensitive: frozenset[str] = frozenset()
 
     @property
     def identity(self) -> bool:

@@ -86,6 +86,9 @@ def select_route(
         on_delete=spec.on_delete,
         mark_column=spec.mark_column if spec.on_delete is OnDelete.MARK else None,
         on_truncate=spec.on_truncate,
+        on_error=spec.on_error,
+        on_schema_change=spec.on_schema_change,
+        sensitive=frozenset(spec.sensitive),
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from towline.change import Chunk, Relation
 from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
-from towline.errors import NotSetUp, SlotAhead, SlotMissing, SlotUnusable, SourceReplaced
+from towline.errors import NotSetUp
 from towline.frame import Frame
 from towline.logs import event
 from towline.metrics import Metrics
@@ -23,9 +23,9 @@ from towline.pipeline import Pipeline
 from towline.plan import Prepared, prepare
 from towline.position import before_page_header, format_lsn
 from towline.snapshot import STREAMING, Snapshots
-from towline.source import Identity, SlotState
 from towline.source.postgres.stream import PostgresStream
 from towline.source.postgres.tables import PostgresTables
+from towline.start_checks import check_start
 from towline.target import Checkpoint
 from towline.target.postgres.writer import PostgresTarget, Session
 
@@ -48,39 +48,6 @@ class Handle:
         """End a call to the target that does not return: the transaction in hand is abandoned."""
         if self.target is not None:
             self.target.close()
-
-
-def check_start(checkpoint: Checkpoint, now: Identity, slot: SlotState) -> None:
-    """Whether the source behind the address is the checkpoint's, and its slot still has all that follows it.
-
-    Raises SourceReplaced, SlotMissing, SlotUnusable or SlotAhead: going on would leave a silent gap.
-    """
-    was = checkpoint.identity
-    if (was.system_identifier, was.database) != (now.system_identifier, now.database):
-        raise SourceReplaced(
-            f"the checkpoint is of database {was.database} on system {was.system_identifier}, "
-            f"but the source is {now.database} on system {now.system_identifier}"
-        )
-    if was.timeline != now.timeline:
-        raise SourceReplaced(
-            f"the source is on timeline {now.timeline}, the checkpoint is of timeline {was.timeline}: "
-            "a standby was promoted, or the server was restored to an earlier time"
-        )
-    if not slot.exists:
-        raise SlotMissing(
-            f"replication slot {checkpoint.slot} does not exist; the checkpoint is at {format_lsn(checkpoint.position)}"
-        )
-    if slot.plugin != checkpoint.plugin:
-        raise SlotUnusable(f"slot {checkpoint.slot} is of plugin {slot.plugin}, the checkpoint of {checkpoint.plugin}")
-    if slot.database != now.database:
-        raise SlotUnusable(f"slot {checkpoint.slot} belongs to database {slot.database}, the source is {now.database}")
-    if slot.wal_status == "lost":
-        raise SlotUnusable(f"slot {checkpoint.slot} was invalidated: the source has removed log that it needs")
-    if slot.confirmed > checkpoint.position:
-        raise SlotAhead(
-            f"slot {checkpoint.slot} was confirmed up to {format_lsn(slot.confirmed)}, "
-            f"the checkpoint is at {format_lsn(checkpoint.position)}"
-        )
 
 
 def stream_name(checkpoint: Checkpoint) -> str:

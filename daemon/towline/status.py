@@ -19,9 +19,9 @@ from towline.config import PipelineConfig
 from towline.errors import Action, NotSetUp, TowlineError
 from towline.position import format_lsn, parse_lsn
 from towline.postgres import session
-from towline.replication import check_start
 from towline.source import Identity, SlotState
 from towline.source.postgres.tables import PostgresTables
+from towline.start_checks import check_start
 from towline.table_name import ALL_TABLES
 from towline.target import Checkpoint, Counts, RouteState
 from towline.target.postgres import control

@@ -52,7 +52,12 @@ RULES = (
         OUTSIDE,
         deep=True,
     ),
-    Rule("decisions are made apart from I/O", ("towline.snapshot", "towline.lag"), OUTSIDE, deep=True),
+    Rule(
+        "decisions are made apart from I/O",
+        ("towline.snapshot", "towline.lag", "towline.start_checks"),
+        OUTSIDE,
+        deep=True,
+    ),
     Rule("a source knows no target", ("towline.source",), ("towline.target",)),
     Rule(
         "a target knows no source, but which database its checkpoint belongs to",

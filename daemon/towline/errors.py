@@ -250,6 +250,13 @@ class ControlTablesForeign(TowlineError):
     remedy = "Use the version of Towline that made them, or another `target.schema`."
 
 
+class ControlTablesOld(TowlineError):
+    """The control tables at the target are of an earlier version of Towline."""
+
+    code = "TL-412"
+    remedy = "Run `towline apply`: it adds what they lack, and keeps what they hold. Then start again."
+
+
 # ---- TL-5xx: pipeline -----------------------------------------------------------------------------------------
 
 

@@ -200,7 +200,7 @@ def _source_steps(prepared: Prepared) -> list[Step]:
 def _checkpoint(prepared: Prepared) -> Checkpoint | None:
     schema = prepared.config.target.schema_name
     with session.translating("target"):
-        if "checkpoint" not in control.present(prepared.target, schema):
+        if "checkpoint" not in control.present(prepared.target, schema, upgrading=True):
             return None
         return control.read_checkpoint(prepared.target, schema, prepared.config.pipeline)
 

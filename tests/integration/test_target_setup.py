@@ -11,7 +11,7 @@ import pytest
 from tests.support.checked import PIPELINE, SCHEMA, Ends, run, spec
 from tests.support.databases import NewDatabase
 from towline.demo.server import Server
-from towline.errors import ControlTablesForeign, NotSetUp
+from towline.errors import ControlTablesForeign, ControlTablesOld, NotSetUp
 from towline.position import parse_lsn
 from towline.source import Identity
 from towline.target.postgres import control, setup
@@ -287,6 +287,23 @@ def test_control_tables_of_another_make_are_refused(ends: Ends, foreign: str) ->
     run(ends.target, f"CREATE SCHEMA towline; {foreign}")
     with pytest.raises(ControlTablesForeign):
         ends.plan(spec("public.a", "copy.a"))
+
+
+def test_control_tables_of_an_earlier_version_are_upgraded_by_apply(ends: Ends) -> None:
+    """Nothing but `apply` goes on with them; it adds what they lack, and keeps what they hold."""
+    run(ends.source, "CREATE TABLE public.a (id int PRIMARY KEY)")
+    ends.apply(spec("public.a", "copy.a"))
+    initialise(ends, "0/20")
+    run(ends.target, "DROP TABLE towline.quarantine; UPDATE towline.version SET version = 1")
+    with pytest.raises(ControlTablesOld):
+        control.present(ends.target, SCHEMA)
+    (step,) = ends.plan(spec("public.a", "copy.a")).steps
+    assert step.title == f"control tables in schema {SCHEMA}"
+    ends.apply(spec("public.a", "copy.a"))
+    assert control.present(ends.target, SCHEMA) == frozenset(control.TABLES)
+    checkpoint = control.read_checkpoint(ends.target, SCHEMA, PIPELINE)
+    assert checkpoint is not None and checkpoint.position == 0x20
+    assert ends.plan(spec("public.a", "copy.a")).steps == ()
 
 
 def test_the_control_schema_may_have_any_name(ends: Ends) -> None:

@@ -10,16 +10,16 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from towline.errors import ControlTablesForeign, NotSetUp
+from towline.errors import ControlTablesForeign, ControlTablesOld, NotSetUp
 from towline.position import parse_lsn
 from towline.source import Identity
 from towline.target import Checkpoint, Counts, RouteState
 
 #: The form of the control tables that this version of Towline reads and writes.
-VERSION = 1
+VERSION = 2
 
 #: Every control table; `setup` creates them when one is absent.
-TABLES = ("version", "checkpoint", "route_state", "ledger")
+TABLES = ("version", "checkpoint", "route_state", "ledger", "quarantine")
 
 _PRESENT = """
 SELECT c.relname::text
@@ -67,11 +67,11 @@ def script(schema: str) -> list[str]:
     return [statement.strip() for statement in rendered.split(";") if statement.strip()]
 
 
-def present(connection: psycopg.Connection[Any], schema: str) -> frozenset[str]:
-    """Which control tables exist (and, of ``version``, has its row).
+def present(connection: psycopg.Connection[Any], schema: str, *, upgrading: bool = False) -> frozenset[str]:
+    """Which control tables exist (and, of ``version``, has its row, of this `VERSION`).
 
-    Raises ControlTablesForeign when their version is not `VERSION`, or when the schema has tables of those names
-    without one.
+    Raises ControlTablesOld when their version is an earlier one, unless ``upgrading``; ControlTablesForeign when it is
+    unknown, or when the schema has tables of those names without one.
     """
     found = frozenset(name for (name,) in connection.execute(_PRESENT, (schema, list(TABLES))))
     if not found:
@@ -84,8 +84,12 @@ def present(connection: psycopg.Connection[Any], schema: str) -> frozenset[str]:
         versions = [version for (version,) in connection.execute(_on(_VERSION, schema))]
     except psycopg.errors.UndefinedColumn:
         raise ControlTablesForeign(f"the table {schema}.version is not Towline's", sqlstate="42703") from None
+    found_text = ", ".join(map(str, versions))
+    if len(versions) == 1 and versions[0] is not None and 1 <= versions[0] < VERSION:
+        if not upgrading:
+            raise ControlTablesOld(f"the control tables in schema {schema} have version {found_text}, not {VERSION}")
+        return found - {"version"}
     if versions and versions != [VERSION]:
-        found_text = ", ".join(map(str, versions))
         raise ControlTablesForeign(f"the control tables in schema {schema} have version {found_text}, not {VERSION}")
     return found if versions else found - {"version"}
 

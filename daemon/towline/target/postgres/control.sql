@@ -51,5 +51,43 @@ CREATE TABLE IF NOT EXISTS {schema}.ledger (
     CHECK (seen = upserted + deleted + superseded + filtered + quarantined)
 );
 
+-- Changes that the target refused, of routes with on_error: quarantine. `id` gives the order of a key's changes.
+-- key, row: by source column, the source's text. They are JSON in ASCII, and not jsonb, so that a database in any
+-- encoding holds them. Columns of `row` that have no value there are listed: not_sent (unchanged TOAST), masked
+-- (sensitive), unreadable (this server cannot receive them). behind: what the target has of this key is older.
+CREATE TABLE IF NOT EXISTS {schema}.quarantine (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    pipeline    text NOT NULL,
+    route       text NOT NULL,
+    key         text NOT NULL,
+    position    pg_lsn NOT NULL,
+    ordinal     bigint NOT NULL,
+    commit_time timestamptz,
+    xid         bigint,
+    operation   text NOT NULL CHECK (operation IN ('insert', 'update', 'delete', 'snapshot')),
+    "row"       json,
+    not_sent    text[] NOT NULL DEFAULT ARRAY[]::text[],
+    masked      text[] NOT NULL DEFAULT ARRAY[]::text[],
+    unreadable  text[] NOT NULL DEFAULT ARRAY[]::text[],
+    sqlstate    text NOT NULL,
+    message     text NOT NULL,
+    attempts    int NOT NULL DEFAULT 1,
+    edits       json,
+    state       text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'retried', 'superseded', 'discarded')),
+    behind      boolean NOT NULL DEFAULT true,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    resolved_at timestamptz,
+    resolved_by text,
+    reason      text
+);
+
+CREATE INDEX IF NOT EXISTS quarantine_behind ON {schema}.quarantine (pipeline, route, hashtextextended(key, 0))
+    WHERE behind;
+
+CREATE INDEX IF NOT EXISTS quarantine_open ON {schema}.quarantine (pipeline, route) WHERE state = 'open';
+
 INSERT INTO {schema}.version (version)
 SELECT {version} WHERE NOT EXISTS (SELECT 1 FROM {schema}.version);
+
+-- What an earlier version of the control tables lacks was made above.
+UPDATE {schema}.version SET version = {version} WHERE version < {version};

@@ -44,6 +44,14 @@ VALUES (%s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (pipeline) DO NOTHING
 """
 
+_SET_ASIDE_BEFORE = """
+UPDATE {schema}.quarantine
+SET state = CASE state WHEN 'open' THEN 'superseded' ELSE state END, behind = false,
+    resolved_at = CASE state WHEN 'open' THEN now() ELSE resolved_at END,
+    reason = CASE state WHEN 'open' THEN 'all routes are copied again' ELSE reason END
+WHERE pipeline = %s AND behind
+"""
+
 _COPY_AGAIN = """
 UPDATE {schema}.route_state
 SET state = 'pending', cursor = NULL, copied = 0, estimate = 0, updated_at = now()
@@ -99,7 +107,7 @@ def plan(
         connection.execute(
             "SELECT pg_catalog.set_config('search_path', '', true)"
         )  # names are printed with their schema
-        found = control.present(connection, schema)
+        found = control.present(connection, schema, upgrading=True)
         steps: list[Step] = []
         if found != frozenset(control.TABLES):
             text = ";\n\n".join(control.script(schema)) + ";"
@@ -164,6 +172,7 @@ def initialise(
             written = connection.execute(_on(_INITIALISE, schema), values).rowcount == 1
             if written:
                 connection.execute(_on(_COPY_AGAIN, schema), (pipeline,))
+                connection.execute(_on(_SET_ASIDE_BEFORE, schema), (pipeline,))
             return written
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise NotSetUp(f"the target has no control tables in schema {schema}", sqlstate="42P01") from None

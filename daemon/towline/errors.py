@@ -106,16 +106,16 @@ class SlotMissing(TowlineError):
 
     code = "TL-304"
     remedy = (
-        "Changes since the checkpoint can no longer be read. Find out who dropped the slot, then delete the pipeline's "
-        "row from towline.checkpoint at the target and run `towline apply`: all routes are copied again."
+        "Changes since the checkpoint can no longer be read. Find out who dropped the slot, then run `towline resync`: "
+        "it makes the slot anew and has all routes copied again, while the target stays readable."
     )
 
 
 class SlotUnusable(TowlineError):
-    """The slot exists, but its WAL is gone, it belongs to another database or plugin, or it is not a logical slot."""
+    """There is a slot of that name at the source, but it is a physical one."""
 
     code = "TL-305"
-    remedy = "Drop the slot if it is Towline's, delete the pipeline's checkpoint, and run `towline apply`."
+    remedy = "The slot is somebody else's: name another one as `source.slot`, then run `towline resync`."
 
 
 class SlotInUse(TowlineError):
@@ -131,16 +131,17 @@ class SlotAhead(TowlineError):
 
     code = "TL-307"
     remedy = (
-        "Something else confirmed the slot, or the target was restored to an older state: copy all routes "
-        "again (see TL-304)."
+        "Something else confirmed the slot, or the target was restored to an older state. Find out which, then run "
+        "`towline resync`: all routes are copied again, while the target stays readable."
     )
 
 
 class SourceReplaced(TowlineError):
-    """The server behind the source address is not the one that the checkpoint belongs to."""
+    """The server behind the source address is not the one that the checkpoint belongs to: its system identifier
+    differs."""
 
     code = "TL-308"
-    remedy = "Point the pipeline at the right server. If the change is meant, copy all routes again (see TL-304)."
+    remedy = "Point the pipeline at the right server. If the change is meant, run `towline resync`."
 
 
 class NotSetUp(TowlineError):
@@ -186,6 +187,152 @@ class PluginRefused(TowlineError):
 
     code = "TL-314"
     remedy = "Install the plugin on the source, allow it in output_plugin_libraries, or use `plugin: pgoutput`."
+
+
+class SlotOfAnotherDatabase(SlotUnusable):
+    """The slot belongs to another database of the same server."""
+
+    code = "TL-320"
+    remedy = "Point the pipeline at that database, or name another slot as `source.slot`; then run `towline resync`."
+
+
+class SlotOfAnotherPlugin(SlotUnusable):
+    """The slot was made for another output plugin: it was dropped and made anew, or `source.plugin` was changed."""
+
+    code = "TL-321"
+    remedy = (
+        "Set `source.plugin` back, if that was the change. Else run `towline resync`: it makes the slot anew, and has "
+        "all routes copied again."
+    )
+
+
+class SlotLost(SlotUnusable):
+    """The source has removed log that the slot needs: its `wal_status` is lost."""
+
+    code = "TL-322"
+    remedy = (
+        "Run `towline resync`: it makes the slot anew and has all routes copied again. Then raise "
+        "max_slot_wal_keep_size at the source to what it writes in the longest outage to expect."
+    )
+
+
+class SlotInvalidated(SlotUnusable):
+    """The source has invalidated the slot for a reason other than the size of its log: rows of its catalogs were
+    removed on a standby, wal_level was lowered, or it was idle for too long."""
+
+    code = "TL-323"
+    remedy = (
+        "Mend the reason named (hot_standby_feedback = on at a standby; wal_level = logical; "
+        "idle_replication_slot_timeout = 0), then run `towline resync`: it makes the slot anew and has all routes "
+        "copied again."
+    )
+
+
+class SlotSynchronized(TowlineError):
+    """The source is a standby whose slot of that name follows the primary's: it can be read after a promotion only."""
+
+    code = "TL-324"
+    action = Action.RETRY
+    remedy = (
+        "Nothing while a failover is under way: the daemon tries again until a server of the dsn is the primary. Else "
+        "name the primary in the dsn, or all servers with target_session_attrs=read-write."
+    )
+
+
+class SourceDatabaseReplaced(SourceReplaced):
+    """The server behind the source address is the checkpoint's, but the database is another one."""
+
+    code = "TL-325"
+    remedy = "Point the pipeline at the right database. If the change is meant, run `towline resync`."
+
+
+class TimelineDiverged(SourceReplaced):
+    """The source went on from a point before the checkpoint: a standby was promoted, or a backup restored, that did
+    not have all transactions that the target has."""
+
+    code = "TL-326"
+    remedy = (
+        "The target has transactions that the source has lost. Save from it what is worth it, then run `towline "
+        "resync`: all routes are copied again, and rows that the source does not have are removed. To keep a standby "
+        "from falling behind the slot, name its slot in synchronized_standby_slots (PostgreSQL 17)."
+    )
+
+
+class TimelineUnrelated(SourceReplaced):
+    """The source is on a timeline that does not descend from the checkpoint's: an older server, or another branch."""
+
+    code = "TL-327"
+    remedy = (
+        "Point the pipeline at the server that is the primary now; a former primary must be stopped. If the change is "
+        "meant, run `towline resync`."
+    )
+
+
+class SourceRewound(SourceReplaced):
+    """The source's log ends before the checkpoint, on the same timeline: the server was set back to an older state."""
+
+    code = "TL-328"
+    remedy = (
+        "A snapshot of the disk or a copy of the files was put back. The target has transactions that the source has "
+        "lost: save from it what is worth it, then run `towline resync`."
+    )
+
+
+class PublicationMissing(NotSetUp):
+    """The publication does not exist at the source."""
+
+    code = "TL-329"
+    remedy = (
+        "Run `towline apply`. If it existed before, changes made since it was dropped were not sent: "
+        "`towline resync ROUTE …` copies the routes again."
+    )
+
+
+class PublicationLacksTable(NotSetUp):
+    """The publication does not publish a routed table."""
+
+    code = "TL-330"
+    remedy = (
+        "Run `towline apply`: it adds the table. If it was published before, changes made meanwhile were not sent: "
+        "`towline resync ROUTE …` copies its routes again."
+    )
+
+
+class PublicationLacksColumn(NotSetUp):
+    """The publication's list of columns of a routed table lacks one that a route needs."""
+
+    code = "TL-331"
+    remedy = (
+        "Run `towline apply`: it adds the column. Rows changed meanwhile lack its values: `towline resync ROUTE …` "
+        "copies its routes again."
+    )
+
+
+class PublicationFiltered(NotSetUp):
+    """The publication has a row filter on a routed table: rows would be missing without a word."""
+
+    code = "TL-332"
+    remedy = (
+        "Run `towline apply`: it takes the filter away. Write the condition as WHERE in the route's SELECT instead. "
+        "`towline resync ROUTE …` copies the rows that were left out."
+    )
+
+
+class PublicationLacksOperation(NotSetUp):
+    """The publication does not publish all of insert, update, delete and truncate."""
+
+    code = "TL-333"
+    remedy = (
+        "Run `towline apply`: it publishes them all. What was done meanwhile was not sent: `towline resync ROUTE …` "
+        "copies the routes again."
+    )
+
+
+class PublicationNotViaRoot(NotSetUp):
+    """The publication does not publish a partitioned table under its own name: `publish_via_partition_root` is off."""
+
+    code = "TL-334"
+    remedy = "Run `towline apply`: it sets publish_via_partition_root."
 
 
 # ---- TL-4xx: target -------------------------------------------------------------------------------------------
@@ -289,6 +436,13 @@ class AddressInUse(TowlineError):
     code = "TL-504"
     action = Action.CONFIGURE
     remedy = "Set `web.port` to a free port, or 0 for none."
+
+
+class ResyncUnfinished(TowlineError):
+    """A `towline resync` was begun and not finished: the pipeline has no position from which it could go on."""
+
+    code = "TL-510"
+    remedy = "Run `towline resync` again: it goes on where it was."
 
 
 # ---- TL-6xx: verification -------------------------------------------------------------------------------------

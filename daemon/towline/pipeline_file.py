@@ -105,6 +105,10 @@ class SourceConfig(_End):
         pattern=_IDENTIFIER,
         description="The publication (pgoutput). Default: towline_ and the pipeline's name.",
     )
+    failover: bool = Field(
+        default=False,
+        description="Have standbys keep a copy of the slot, to go on after a promotion (PostgreSQL 17 and newer).",
+    )
 
 
 class TargetConfig(_End):

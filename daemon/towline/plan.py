@@ -50,7 +50,12 @@ class Prepared:
         config = self.config.source
         publication = config.publication if config.plugin == "pgoutput" else None
         found = source_setup.check(
-            self.source, self.relations, plugin=config.plugin, slot=config.slot, publication=publication
+            self.source,
+            self.relations,
+            plugin=config.plugin,
+            slot=config.slot,
+            publication=publication,
+            failover=config.failover,
         )
         return found + [
             Finding(problem.kind.code, True, f"route {problem.route}: {problem.detail}", problem.remedy)
@@ -194,6 +199,7 @@ def _source_steps(prepared: Prepared) -> list[Step]:
         slot=config.slot,
         publication=config.publication,
         plugin=config.plugin,
+        failover=config.failover,
     )
 
 

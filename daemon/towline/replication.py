@@ -7,14 +7,14 @@ is carried over to the next attempt but what the target has made durable.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from towline.change import Chunk, Relation
 from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
-from towline.errors import NotSetUp
+from towline.errors import NotSetUp, SourceUnavailable
 from towline.frame import Frame
 from towline.logs import event
 from towline.metrics import Metrics
@@ -23,9 +23,12 @@ from towline.pipeline import Pipeline
 from towline.plan import Prepared, prepare
 from towline.position import before_page_header, format_lsn
 from towline.snapshot import STREAMING, Snapshots
+from towline.source import Identity, Stream
+from towline.source.postgres.standby import StandbyStream
 from towline.source.postgres.stream import PostgresStream
 from towline.source.postgres.tables import PostgresTables
-from towline.start_checks import check_start
+from towline.source.postgres.timelines import Timelines
+from towline.start_checks import SourceNow, check_start
 from towline.target import Checkpoint
 from towline.target.postgres.writer import PostgresTarget, Session
 
@@ -80,6 +83,7 @@ class Replication:
         self._stopping = stopping
         self._role = role
         self._announce = announce
+        self._expected: Identity | None = None
         self.handle = Handle()
 
     def run(self, *, until_caught_up: bool) -> None:
@@ -119,19 +123,62 @@ class Replication:
         return False
 
     def _tables(self) -> PostgresTables:
-        return PostgresTables(self._config.source.dsn.get_secret_value(), slot=self._config.source.slot)
+        """A session with the source, which is the one that was found at the start: a dsn may name several servers."""
+        tables = PostgresTables(self._config.source.dsn.get_secret_value(), slot=self._config.source.slot)
+        if (expected := self._expected) is not None and not expected.same_server(tables.identity()):
+            tables.close()
+            raise SourceUnavailable("another server answers than at the start of this attempt, or it was promoted")
+        return tables
+
+    def _timelines(self) -> Timelines:
+        source = self._config.source
+        return Timelines(source.dsn.get_secret_value(), application_name=f"towline {source.slot}")
+
+    def _check_start(self, checkpoint: Checkpoint, tables: PostgresTables, target: PostgresTarget) -> Identity:
+        """See `towline.start_checks`; notes the source's timeline when it is a later one. Returns the identity."""
+
+        def history(timeline: int) -> Mapping[int, int]:
+            with self._timelines() as timelines:
+                return timelines.history(timeline)
+
+        identity, slot = tables.identity(), tables.slot()
+        if identity.in_recovery:  # what it has replayed may be ahead of what its control file says
+            with self._timelines() as timelines:
+                identity = replace(identity, timeline=timelines.current())
+        if check_start(checkpoint, SourceNow(identity, slot, tables.position(), history)):
+            target.note_timeline(identity.timeline)
+            event(
+                log,
+                logging.WARNING,
+                "timeline_followed",
+                pipeline=self._config.pipeline,
+                detail=f"the source is on timeline {identity.timeline}, and has all that the target has",
+                lsn=format_lsn(checkpoint.position),
+            )
+        if slot.wal_status == "unreserved":
+            event(
+                log,
+                logging.WARNING,
+                "slot_unreserved",
+                pipeline=self._config.pipeline,
+                slot=checkpoint.slot,
+                remedy="The slot will be lost at the source's next checkpoint unless it catches up: raise "
+                "max_slot_wal_keep_size.",
+            )
+        return identity
 
     def _replicate(self, stack: ExitStack, prepared: Prepared, target: PostgresTarget, until_caught_up: bool) -> None:
         config = self._config
         checkpoint = target.open()
         tables = self._tables()
         stack.callback(tables.close)
-        check_start(checkpoint, tables.identity(), tables.slot())
+        identity = self._check_start(checkpoint, tables, target)
+        self._expected = identity
         name = stream_name(checkpoint)
         if tables.end_walsender(name):
             event(log, logging.WARNING, "abandoned_walsender_ended", pipeline=config.pipeline, slot=config.source.slot)
         until = before_page_header(tables.position()) if until_caught_up else None
-        stream = PostgresStream(
+        stream: Stream = PostgresStream(
             config.source.dsn.get_secret_value(),
             slot=config.source.slot,
             publication=config.source.publication,
@@ -144,6 +191,9 @@ class Replication:
             application_name=name,
         )
         stack.callback(stream.close)
+        if identity.in_recovery:
+            stream = StandbyStream(stream, self._timelines(), identity.timeline)
+            stack.callback(stream.close)
         target.read_ahead(tables.position())
         states = target.states()
         missing = [route.name for route in prepared.routes if route.name not in states]

@@ -21,7 +21,8 @@ from towline.position import format_lsn, parse_lsn
 from towline.postgres import session
 from towline.source import Identity, SlotState
 from towline.source.postgres.tables import PostgresTables
-from towline.start_checks import check_start
+from towline.source.postgres.timelines import Timelines
+from towline.start_checks import SourceNow, check_start
 from towline.table_name import ALL_TABLES
 from towline.target import Checkpoint, Counts, RouteState
 from towline.target.postgres import control
@@ -197,12 +198,22 @@ class Reader:
         checkpoint = target.checkpoint if target is not None else None
         if source is not None and checkpoint is not None:
             try:
-                check_start(checkpoint, source.identity, source.slot)
+                self._check(checkpoint, source)
             except TowlineError as error:
                 troubles.append(_trouble(error, "source"))
         if target is not None and checkpoint is None:
             troubles.append(_trouble(NotSetUp("the target has no checkpoint of this pipeline"), "target"))
         return self._status(source, target, tuple(troubles))
+
+    def _check(self, checkpoint: Checkpoint, source: _Source) -> None:
+        """As the daemon does at its start. The checkpoint may be newer than the position that was read before it."""
+        assert self._tables is not None
+        check_start(checkpoint, SourceNow(source.identity, source.slot, self._tables.position(), self._history))
+
+    def _history(self, timeline: int) -> Mapping[int, int]:
+        dsn = self._config.source.dsn.get_secret_value()
+        with Timelines(dsn, application_name=f"towline {self._config.pipeline} status") as timelines:
+            return timelines.history(timeline)
 
     def _status(self, source: _Source | None, target: _Target | None, troubles: tuple[Trouble, ...]) -> Status:
         checkpoint = target.checkpoint if target is not None else None

@@ -294,11 +294,11 @@ def _replication_error(error: psycopg.Error, sqlstate: str) -> type[errors.Towli
     if sqlstate == "42704" and "replication slot" in message:
         return errors.SlotMissing
     if sqlstate == "42704" and "publication" in message:
-        return errors.NotSetUp
+        return errors.PublicationMissing
     if sqlstate == "55000" and "replication slot" in message:
-        return errors.SlotUnusable
+        return errors.SlotLost if "invalid" in message or "obsolete" in message else errors.SlotUnusable
     if sqlstate == "58P01" and "WAL" in message:
-        return errors.SlotUnusable
+        return errors.SlotLost
     return None
 
 

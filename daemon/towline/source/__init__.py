@@ -23,7 +23,7 @@ thread receives; keepalives are answered by the reader, with the acknowledged po
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from towline.change import Chunk, Cursor, Piece, Relation, Visibility
@@ -52,17 +52,31 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which database this is: a checkpoint belongs to exactly one."""
+    """Which database this is: a checkpoint belongs to exactly one. A standby is the same as its primary."""
 
     system_identifier: str
     timeline: int
     database: str
     server_version: int
+    in_recovery: bool = field(default=False, compare=False)
+
+    def same_server(self, other: Identity) -> bool:
+        """Whether it is the same, neither promoted nor demoted since. A standby's timeline may be out of date."""
+        return (
+            self.system_identifier == other.system_identifier
+            and self.database == other.database
+            and self.in_recovery == other.in_recovery
+            and (self.timeline == other.timeline or self.in_recovery)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class SlotState:
-    """The slot as the source sees it. Positions are 0 where the server says NULL."""
+    """The slot as the source sees it. Positions are 0 where the server says NULL.
+
+    ``invalidation``: pg_replication_slots.invalidation_reason, or ``conflict`` where the server only has that word.
+    ``failover``: standbys have a copy of it; ``synchronized``: it is such a copy, and the server still a standby.
+    """
 
     exists: bool
     confirmed: int = 0
@@ -72,6 +86,10 @@ class SlotState:
     wal_status: str = ""
     plugin: str = ""
     database: str = ""
+    logical: bool = True
+    invalidation: str = ""
+    failover: bool = False
+    synchronized: bool = False
 
 
 class Stream(Protocol):

@@ -14,7 +14,7 @@ from psycopg import sql
 from towline.change import Relation
 from towline.errors import (
     PluginRefused,
-    SlotUnusable,
+    SlotLost,
     SourceRefused,
     SourceSettings,
     SourceTableChanged,
@@ -22,15 +22,19 @@ from towline.errors import (
 )
 from towline.postgres import statements
 from towline.postgres.session import translating
-from towline.source import Finding
+from towline.source import Finding, SlotState
 from towline.source.postgres import publication as publications
+from towline.source.postgres import slot_checks
 from towline.source.postgres.key_order import base_type
 from towline_transforms.schema import TableName
 
 _SQL = statements.load("towline.source.postgres", "setup.sql")
+_SLOT = statements.load("towline.source.postgres", "tables.sql")["slot"]
 
 _DECODING_ON_STANDBYS_SINCE = 160000
 _GENERATED_SENT_SINCE = 180000
+#: Slots of which standbys keep a copy.
+FAILOVER_SINCE = 170000
 
 #: The server's own value of output_plugin_libraries, where the role may not read it.
 _ALLOWED_BY_DEFAULT = "pgoutput, test_decoding"
@@ -55,6 +59,7 @@ class _Server:
     idle_slot_timeout: str
     encoding: str
     hot_standby_feedback: bool
+    synchronized_standby_slots: str
     may_create: bool
 
 
@@ -65,6 +70,7 @@ def check(
     plugin: str,
     slot: str,
     publication: str | None = None,
+    failover: bool = False,
 ) -> list[Finding]:
     """Everything there is to say, fatal findings first.
 
@@ -75,10 +81,11 @@ def check(
         row = connection.execute(_SQL["server"]).fetchone()
         assert row is not None
         server = _Server(*row)
-        slot_row = connection.execute(_SQL["slot"], {"slot": slot}).fetchone()
+        state = slot_state(connection, slot)
         found = [
-            *_server_findings(connection, server, new_slot=slot_row is None),
-            *(_slot_findings(slot, plugin, *slot_row) if slot_row else ()),
+            *_server_findings(connection, server, new_slot=not state.exists),
+            *(_slot_findings(connection, slot, plugin, state) if state.exists else ()),
+            *(_failover_findings(connection, server, slot, state) if failover else ()),
             *_plugin_findings(connection, server, plugin),
             *_privilege_findings(connection, server, relations),
             *_table_findings(connection, relations, plugin),
@@ -87,6 +94,12 @@ def check(
         if plugin == "pgoutput" and publication is not None:
             found += _publication_findings(connection, server, relations, publication)
     return sorted(found, key=lambda finding: not finding.fatal)
+
+
+def slot_state(connection: psycopg.Connection, slot: str) -> SlotState:
+    """The slot as it is now."""
+    row = connection.execute(_SLOT, {"slot": slot}).fetchone()
+    return SlotState(False) if row is None else SlotState(True, *row)
 
 
 def _fatal(error: type[TowlineError], detail: str, remedy: str) -> Finding:
@@ -174,23 +187,42 @@ def _server_findings(connection: psycopg.Connection, server: _Server, new_slot: 
         )
 
 
-def _slot_findings(
-    slot: str, plugin: str, kind: str, slot_plugin: str, database: str, is_this: bool, wal_status: str
-) -> Iterator[Finding]:
-    reasons = [
-        (kind != "logical", "is a physical one"),
-        (kind == "logical" and not is_this, f"is of database {database}"),
-        (kind == "logical" and slot_plugin != plugin, f"is of plugin {slot_plugin}"),
-        (wal_status == "lost", "was invalidated: the source has removed log that it needs"),
-    ]
-    for applies, reason in reasons:
-        if applies:
-            yield _fatal(SlotUnusable, f"replication slot {slot} {reason}", SlotUnusable.remedy)
-    if wal_status == "unreserved":
+def _slot_findings(connection: psycopg.Connection, slot: str, plugin: str, state: SlotState) -> Iterator[Finding]:
+    refused = slot_checks.problem(slot, state, plugin=plugin, database=connection.info.dbname)
+    if refused is not None:
+        yield Finding(refused.code, True, refused.detail, refused.advice)
+    if state.wal_status == "unreserved":
         yield _warning(
-            SlotUnusable,
+            SlotLost,
             f"replication slot {slot} is about to be invalidated: it holds more log than max_slot_wal_keep_size",
             "Start the pipeline now.",
+        )
+
+
+def _failover_findings(
+    connection: psycopg.Connection, server: _Server, slot: str, state: SlotState
+) -> Iterator[Finding]:
+    """What `failover: true` needs, as far as the primary can tell, and what the standby needs besides."""
+    if connection.info.server_version < FAILOVER_SINCE:
+        yield _fatal(
+            SourceSettings,
+            "`failover: true` needs PostgreSQL 17 or newer: standbys of older ones keep no copy of a slot",
+            "Take `failover` out of the pipeline file. After a promotion, run `towline resync`.",
+        )
+    elif server.in_recovery and not state.exists:
+        yield _fatal(
+            SourceSettings,
+            "the source is a standby, and a slot that is made there cannot be copied to another one",
+            "Name the primary as the source, or take `failover` out of the pipeline file.",
+        )
+    elif not server.synchronized_standby_slots:
+        yield _warning(
+            SourceSettings,
+            f"synchronized_standby_slots is empty: the pipeline may read what no standby has yet from slot {slot}, and "
+            "could not go on after a promotion (TL-326)",
+            "Name there the physical slot of each standby that may be promoted. Such a standby needs "
+            "sync_replication_slots = on, hot_standby_feedback = on, primary_slot_name, and dbname in "
+            "primary_conninfo.",
         )
 
 

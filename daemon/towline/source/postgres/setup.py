@@ -12,26 +12,40 @@ import psycopg
 from psycopg import sql
 
 from towline.change import Relation
-from towline.errors import SlotInUse, SlotUnusable, SourceUnavailable
+from towline.errors import SlotInUse, SourceUnavailable
 from towline.position import parse_lsn
 from towline.postgres import statements
-from towline.postgres.session import translating
+from towline.postgres.session import connection_string, translating
 from towline.source import Step
 from towline.source.postgres import publication as publications
-from towline.source.postgres.findings import check
+from towline.source.postgres import slot_checks
+from towline.source.postgres.findings import FAILOVER_SINCE, check, slot_state
 
 __all__ = ["check", "drop", "execute", "plan"]
 
 _SQL = statements.load("towline.source.postgres", "setup.sql")
+
+#: A command of the replication protocol: there is no function for it.
+_ALTER_SLOT = "ALTER_REPLICATION_SLOT"
 
 #: How long `execute` waits for transactions that are under way when the slot is created (seconds).
 PATIENCE = 120.0
 
 
 def plan(
-    connection: psycopg.Connection, relations: Sequence[Relation], *, slot: str, publication: str, plugin: str
+    connection: psycopg.Connection,
+    relations: Sequence[Relation],
+    *,
+    slot: str,
+    publication: str,
+    plugin: str,
+    failover: bool = False,
 ) -> list[Step]:
-    """The steps that are still to be done, in order. Raises SlotUnusable when there is a slot that cannot be used."""
+    """The steps that are still to be done, in order.
+
+    ``failover``: the slot is to be one that standbys have a copy of; the server is 17 or newer then. Raises
+    SlotUnusable or SlotSynchronized when there is a slot that cannot be used.
+    """
     with translating("source"):
         steps = []
         if plugin == "pgoutput":
@@ -42,28 +56,27 @@ def plan(
                 Step("source", title, statement.as_string(connection))
                 for title, statement in publications.changes(publication, found, columns)
             ]
-        if not _slot_exists(connection, slot, plugin):
-            statement = sql.SQL("SELECT lsn FROM pg_catalog.pg_create_logical_replication_slot({}, {})").format(
-                sql.Literal(slot), sql.Literal(plugin)
+        state = slot_state(connection, slot)
+        if not state.exists:
+            # Named, so that what the arguments in between mean is not left to their places.
+            more = sql.SQL(", failover => true") if failover else sql.SQL("")
+            statement = sql.SQL("SELECT lsn FROM pg_catalog.pg_create_logical_replication_slot({}, {}{})").format(
+                sql.Literal(slot), sql.Literal(plugin), more
             )
             steps.append(Step("source", f"replication slot {slot}", statement.as_string(connection)))
+            return steps
+        refused = slot_checks.problem(slot, state, plugin=plugin, database=connection.info.dbname)
+        if refused is not None:
+            raise refused
+        if state.failover != failover and connection.info.server_version >= FAILOVER_SINCE:
+            title = (
+                f"replication slot {slot}, for failover" if failover else f"replication slot {slot}, not for failover"
+            )
+            statement = sql.SQL("{} {} (FAILOVER {})").format(
+                sql.SQL(_ALTER_SLOT), sql.Identifier(slot), sql.SQL("true" if failover else "false")
+            )
+            steps.append(Step("source", f"{title} (needs replication=database)", statement.as_string(connection)))
         return steps
-
-
-def _slot_exists(connection: psycopg.Connection, slot: str, plugin: str) -> bool:
-    row = connection.execute(_SQL["slot"], {"slot": slot}).fetchone()
-    if row is None:
-        return False
-    kind, slot_plugin, database, is_this, wal_status = row
-    if kind != "logical":
-        raise SlotUnusable(f"replication slot {slot} is a physical one")
-    if not is_this:
-        raise SlotUnusable(f"replication slot {slot} is of another database, {database}")
-    if slot_plugin != plugin:
-        raise SlotUnusable(f"replication slot {slot} is of plugin {slot_plugin}, the pipeline says {plugin}")
-    if wal_status == "lost":
-        raise SlotUnusable(f"replication slot {slot} was invalidated: the source has removed log that it needs")
-    return True
 
 
 def execute(connection: psycopg.Connection, steps: Sequence[Step], *, patience: float = PATIENCE) -> int | None:
@@ -77,6 +90,9 @@ def execute(connection: psycopg.Connection, steps: Sequence[Step], *, patience: 
         connection.execute("SELECT pg_catalog.set_config('statement_timeout', %s, false)", (str(int(patience * 1000)),))
         try:
             for step in steps:
+                if step.sql.startswith(_ALTER_SLOT):
+                    _command(connection, step.sql)
+                    continue
                 cursor = connection.execute(step.sql.encode())
                 if cursor.description is not None:
                     row = cursor.fetchone()
@@ -89,14 +105,27 @@ def execute(connection: psycopg.Connection, steps: Sequence[Step], *, patience: 
     return position
 
 
+def _command(connection: psycopg.Connection, command: str) -> None:
+    """Run a command of the replication protocol, over a connection like this one. Raises SlotInUse."""
+    parameters = connection.info.get_parameters() | {"password": connection.info.password, "replication": "database"}
+    given = {name: value for name, value in parameters.items() if value}
+    with psycopg.connect(connection_string("", "source", **given), autocommit=True) as walsender:
+        walsender.execute(command.encode())
+
+
 def _waited(connection: psycopg.Connection, step: Step, patience: float) -> SourceUnavailable:
     writers = connection.execute(_SQL["writers"]).fetchone()
     prepared = connection.execute(_SQL["prepared"]).fetchone()
     what = (writers[0] if writers else "") or "none that this role can see"
     more = f", and {prepared[0]} prepared transactions" if prepared and prepared[0] else ""
+    hint = "Let them end, or end them, then run `towline apply` again."
+    if connection.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchone() == (True,):
+        hint = (
+            "A standby's slot waits for its primary to log which transactions run: there, end those that are old, and "
+            "run SELECT pg_log_standby_snapshot(); while `towline apply` runs again."
+        )
     return SourceUnavailable(
-        f"not done within {patience:g} s: {step.title}. Transactions under way: {what}{more}",
-        hint="Let them end, or end them, then run `towline apply` again.",
+        f"not done within {patience:g} s: {step.title}. Transactions under way: {what}{more}", hint=hint
     )
 
 

@@ -16,6 +16,7 @@ SELECT
   coalesce(current_setting('idle_replication_slot_timeout', true), '0'),
   current_setting('server_encoding'),
   current_setting('hot_standby_feedback') = 'on',
+  coalesce(current_setting('synchronized_standby_slots', true), ''),
   has_database_privilege(current_database(), 'CREATE')
 ;
 
@@ -67,14 +68,6 @@ JOIN pg_class leaf ON leaf.oid = tree.relid AND leaf.relkind = 'r'
 JOIN pg_namespace ln ON ln.oid = leaf.relnamespace
 WHERE tree.isleaf
 ORDER BY n.nspname, c.relname, ln.nspname, leaf.relname
-;
-
--- name: slot
-SELECT
-  s.slot_type, coalesce(s.plugin::text, ''), coalesce(s.database::text, ''),
-  coalesce(s.database = current_database(), false), coalesce(s.wal_status, '')
-FROM pg_replication_slots s
-WHERE s.slot_name = %(slot)s
 ;
 
 -- name: publication

@@ -71,7 +71,7 @@ class PostgresTables:
         with self._session() as connection:
             row = connection.execute(_SQL["identity"]).fetchone()
             assert row is not None
-            return Identity(row[0], row[1], row[2], connection.info.server_version)
+            return Identity(row[0], row[1], row[2], connection.info.server_version, in_recovery=row[3])
 
     def slot(self) -> SlotState:
         """The slot as it is now."""

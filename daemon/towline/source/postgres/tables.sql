@@ -8,10 +8,12 @@ SELECT
        THEN (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline)
              FROM pg_control_checkpoint() AS c, pg_control_recovery() AS r)
        ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
-  current_database()::text
+  current_database()::text,
+  pg_is_in_recovery()
 ;
 
 -- name: slot
+-- Through jsonb, since servers before 16 and 17 lack some of the columns.
 SELECT
   coalesce(pg_wal_lsn_diff(s.confirmed_flush_lsn, '0/0'), 0)::bigint,
   coalesce(pg_wal_lsn_diff(s.restart_lsn, '0/0'), 0)::bigint,
@@ -21,7 +23,12 @@ SELECT
   )::bigint,
   coalesce(s.wal_status, ''),
   coalesce(s.plugin::text, ''),
-  coalesce(s.database::text, '')
+  coalesce(s.database::text, ''),
+  s.slot_type = 'logical',
+  coalesce(
+    to_jsonb(s)->>'invalidation_reason', CASE WHEN (to_jsonb(s)->>'conflicting')::bool THEN 'conflict' ELSE '' END),
+  coalesce((to_jsonb(s)->>'failover')::bool, false),
+  coalesce((to_jsonb(s)->>'synced')::bool AND pg_is_in_recovery(), false)
 FROM pg_replication_slots s
 WHERE s.slot_name = %(slot)s
 ;

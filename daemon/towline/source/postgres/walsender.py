@@ -29,7 +29,9 @@ from psycopg import conninfo, pq, sql
 
 from towline import errors
 from towline.position import format_lsn
-from towline.postgres import session
+from towline.postgres import session, statements
+from towline.source import SlotState
+from towline.source.postgres import published, slot_checks
 from towline.source.postgres.routed import Routed
 from towline_transforms.schema import TableName
 
@@ -44,15 +46,8 @@ KEEPALIVE_SIZE = 18
 START_TIMEOUT = 60.0
 
 _EPOCH_SECONDS = 946_684_800  # 2000-01-01, from 1970-01-01
-_SLOT = """
-    SELECT slot_type, plugin, database, wal_status, active_pid, pg_catalog.current_database()
-    FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot}
-"""
-_PUBLICATION = """
-    SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate
-    FROM pg_catalog.pg_publication WHERE pubname = {name}
-"""
-_PUBLISHED = "SELECT schemaname, tablename FROM pg_catalog.pg_publication_tables WHERE pubname = {name}"
+_SLOT = statements.load("towline.source.postgres", "tables.sql")["slot"]
+_DATABASE = "SELECT pg_catalog.current_database()"
 _PARTITIONED = """
     SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'p' AND (n.nspname, c.relname) IN ({names})
@@ -97,38 +92,37 @@ class Walsender:
         return self._pgconn.server_version
 
     def check_slot(self, slot: str, plugin: str) -> None:
-        """Raises SlotMissing, SlotUnusable and SlotInUse: a slot of another plugin would start, and send nonsense."""
-        rows = self._query(sql.SQL(_SLOT).format(slot=sql.Literal(slot)))
-        if not rows:
-            raise errors.SlotMissing(f"there is no replication slot {slot}")
-        kind, of, database, wal_status, active_pid, here = rows[0]
-        if kind != "logical" or of != plugin:
-            raise errors.SlotUnusable(f"the replication slot {slot} is of kind {kind} {of or ''}, not logical {plugin}")
-        if database != here:
-            raise errors.SlotUnusable(f"the replication slot {slot} belongs to the database {database}, not {here}")
-        if wal_status == "lost":
-            raise errors.SlotUnusable(f"the WAL that the replication slot {slot} needs has been removed")
-        if active_pid is not None:
-            raise errors.SlotInUse(f"the process {active_pid} is streaming from the replication slot {slot}")
+        """Raises what `slot_checks.problem` finds, and SlotInUse: a slot of another plugin would start, and send
+        nonsense.
+        """
+        with session.translating("source"), psycopg.ClientCursor(self._connection) as cursor:
+            row = cursor.execute(_SLOT, {"slot": slot}).fetchone()
+        state = SlotState(True, *row) if row is not None else SlotState(False)
+        ((here,),) = self._query(sql.SQL(_DATABASE))
+        refused = slot_checks.problem(slot, state, plugin=plugin, database=str(here))
+        if refused is not None:
+            raise refused
+        if state.active_pid:
+            raise errors.SlotInUse(f"the process {state.active_pid} is streaming from the replication slot {slot}")
 
     def check_publication(self, publication: str, routed: Routed) -> None:
-        """Raises NotSetUp when it is missing (servers from 18 on would do without it), or does not publish all changes
-        of all relations: what is not published would be lost without a word.
-        """
+        """Raises what `published.problem` finds: servers from 18 on would do without a publication, too."""
         name = sql.Literal(publication)
-        found = self._query(sql.SQL(_PUBLICATION).format(name=name))
-        if not found:
-            raise errors.NotSetUp(f"there is no publication {publication}")
-        if not found[0][0]:
-            raise errors.NotSetUp(
-                f"the publication {publication} does not publish inserts, updates, deletes and truncates"
-            )
-        rows = self._query(sql.SQL(_PUBLISHED).format(name=name))
-        published = {TableName(str(schema), str(table)) for schema, table in rows}
-        for relation in routed.relations:
-            # Without publish_via_partition_root, the partitions are listed in place of the table.
-            if relation.name not in published and not published.intersection(relation.table.partitions):
-                raise errors.NotSetUp(f"the publication {publication} does not publish {relation.name}")
+        found = self._query(sql.SQL(published.PUBLICATION).format(name=name))
+        tables = self._query(sql.SQL(published.PUBLISHED).format(name=name))
+        refused = published.problem(publication, found, tables, routed.relations)
+        if refused is not None:
+            raise refused
+
+    def identify(self) -> int:
+        """The timeline of what the server has written or, on a standby, replayed last."""
+        ((_, timeline, *_),) = self._query(sql.SQL("IDENTIFY_SYSTEM"))
+        return int(str(timeline))
+
+    def history(self, timeline: int) -> bytes:
+        """The server's history file of a timeline after the first."""
+        ((_, content),) = self._query(sql.SQL("TIMELINE_HISTORY {}").format(sql.Literal(timeline)))
+        return content if isinstance(content, bytes) else str(content).encode()
 
     def any_partitioned(self, names: list[tuple[str, str]]) -> bool:
         """Whether a table of those (schema, name) is partitioned."""

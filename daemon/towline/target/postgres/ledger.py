@@ -39,6 +39,10 @@ class Control:
             "commit_time = coalesce($4::timestamptz, commit_time) "
             "WHERE pipeline = $1 AND epoch = $2::bigint AND position <= $3::pg_lsn"
         )
+        self._timeline = (
+            f"UPDATE {where}.checkpoint SET timeline = $3::int, updated_at = now() "
+            "WHERE pipeline = $1 AND epoch = $2::bigint"
+        )
         self._state = (
             f"INSERT INTO {where}.route_state AS s (pipeline, route, state, cursor, copied, estimate, updated_at) "
             "VALUES ($1, $2, $3, $4::text[], $5::bigint, $6::bigint, now()) "
@@ -70,6 +74,10 @@ class Control:
     def advance(self, epoch: int, position: int, commit_time: datetime | None) -> tuple[str, tuple[object, ...]]:
         """Moves the checkpoint; no row is updated when the epoch is another's or the position would go back."""
         return self._advance, (self._pipeline, epoch, format_lsn(position), commit_time)
+
+    def timeline(self, epoch: int, timeline: int) -> tuple[str, tuple[object, ...]]:
+        """Notes the source's timeline; no row is updated when the epoch is another's."""
+        return self._timeline, (self._pipeline, epoch, timeline)
 
     def state(self, state: RouteState) -> tuple[str, tuple[object, ...]]:
         """Writes a route's state."""

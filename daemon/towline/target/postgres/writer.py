@@ -134,6 +134,15 @@ class PostgresTarget:
             self._epoch, self._position = checkpoint.epoch, checkpoint.position
             return checkpoint
 
+    def note_timeline(self, timeline: int) -> None:
+        """The checkpoint's position is in the history of that timeline, on which the source is now. Raises Fenced."""
+        with self._call():
+            executor = self._executing()
+            noted = executor.run(*self._control.timeline(self._epoch, timeline))
+            executor.sync()
+            if noted.rowcount != 1:
+                raise self._fenced()
+
     def read_ahead(self, position: int) -> None:
         """Attempts before this one may have read rows again from the source as it was up to that position.
 

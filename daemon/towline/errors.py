@@ -404,6 +404,44 @@ class ControlTablesOld(TowlineError):
     remedy = "Run `towline apply`: it adds what they lack, and keeps what they hold. Then start again."
 
 
+class QuarantineFlooded(TowlineError):
+    """The target refuses so large a share of a route's rows that something other than the rows is wrong."""
+
+    code = "TL-408"
+    remedy = (
+        "Nothing of the batch is at the target or in the quarantine. Find out what changed at the target or in the "
+        "route (the message names what the last row violated) and start again; or raise `quarantine.max_share` if that "
+        "many are to be set aside."
+    )
+
+
+class QuarantineFull(TowlineError):
+    """More rows of a route are in the quarantine than `quarantine.max_open` allows."""
+
+    code = "TL-409"
+    remedy = (
+        "See `towline quarantine list`: correct what they have in common and retry them, or discard them; then start "
+        "again."
+    )
+
+
+class TransactionRefused(TowlineError):
+    """A constraint that is checked when the transaction ends is violated, by a transaction larger than a piece."""
+
+    code = "TL-410"
+    remedy = (
+        "Which of its rows it is cannot be told, so that none can be set aside. Correct the data or the constraint, or "
+        "raise `batch.max_rows` beyond the transaction's size; then start again."
+    )
+
+
+class KeyUnreadable(TowlineError):
+    """A row is to be set aside, but the target cannot receive the values of its key, by which it would be found."""
+
+    code = "TL-411"
+    remedy = "Correct the row at the source, or use a database at the target whose encoding is UTF8; then start again."
+
+
 # ---- TL-5xx: pipeline -----------------------------------------------------------------------------------------
 
 
@@ -436,6 +474,33 @@ class AddressInUse(TowlineError):
     code = "TL-504"
     action = Action.CONFIGURE
     remedy = "Set `web.port` to a free port, or 0 for none."
+
+
+class EntryUnknown(TowlineError):
+    """A command names an entry of the quarantine that this pipeline does not have."""
+
+    code = "TL-506"
+    action = Action.CONFIGURE
+    remedy = "`towline quarantine list` shows the entries that are open, with `--state all` every one."
+
+
+class EntryClosed(TowlineError):
+    """An entry of the quarantine is no longer open: it was retried, superseded or discarded."""
+
+    code = "TL-507"
+    action = Action.CONFIGURE
+    remedy = "`towline quarantine show` says what became of it; there is nothing more to do."
+
+
+class EditRefused(TowlineError):
+    """An entry of the quarantine cannot be edited like this: no such column, a key, or a sensitive one."""
+
+    code = "TL-508"
+    action = Action.CONFIGURE
+    remedy = (
+        "Name columns of the source table that the route uses, but those of its key; correct keys and sensitive "
+        "columns at the source."
+    )
 
 
 class ResyncUnfinished(TowlineError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
@@ -30,6 +30,7 @@ ERRORS = "towline_errors"
 ROUTE_STATE = "towline_route_state"
 ROUTE_COPIED = "towline_route_copied_rows"
 ROUTE_ESTIMATE = "towline_route_estimated_rows"
+QUARANTINE_OPEN = "towline_quarantine_open_rows"
 ROLE_STATE = "towline_role"
 BUILD = "towline_build_info"
 UP_SINCE = "towline_up_since_timestamp_seconds"
@@ -72,6 +73,9 @@ class Metrics:
         self._estimate = self._gauge(
             ROUTE_ESTIMATE, "Rows that the table had when its snapshot began, estimated.", ROUTE
         )
+        self._quarantine = self._gauge(
+            QUARANTINE_OPEN, "Refused rows that were set aside and wait for a person.", ROUTE
+        )
         self._role = self._gauge(ROLE_STATE, "1 for what this daemon is doing.", ROLE)
         self._gauge(BUILD, "1; the labels tell the version.", "version", "python").labels(
             pipeline, __version__, platform.python_version()
@@ -92,6 +96,12 @@ class Metrics:
         for route, counts in committed.counts.items():
             for operation in OPERATIONS:
                 self._rows.labels(self.pipeline, route, operation).inc(getattr(counts, operation))
+        self.quarantine(committed.quarantine)
+
+    def quarantine(self, opened: Mapping[str, int]) -> None:
+        """Rows by route that are in the quarantine and open."""
+        for route, count in opened.items():
+            self._quarantine.labels(self.pipeline, route).set(count)
 
     def error(self, code: str) -> None:
         """An error with that code was met."""
@@ -111,6 +121,7 @@ class Metrics:
         """How far a route's snapshot is."""
         for operation in OPERATIONS:
             self._rows.labels(self.pipeline, state.route, operation)
+        self._quarantine.labels(self.pipeline, state.route)
         for name in STATES:
             self._state.labels(self.pipeline, state.route, name).set(name == state.state)
         self._copied.labels(self.pipeline, state.route).set(state.copied)
@@ -129,6 +140,7 @@ class Metrics:
             for name in STATES:
                 self._state.remove(self.pipeline, route, name)
             self._copied.remove(self.pipeline, route)
+            self._quarantine.remove(self.pipeline, route)
             self._estimate.remove(self.pipeline, route)
 
     def _counter(self, name: str, help_: str, *labels: str) -> Counter:

@@ -53,6 +53,7 @@ Table = Annotated[
 ]
 Whole = Annotated[int, BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_number)]
+Share = Annotated[float, BeforeValidator(_number)]
 Columns = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=63)], ...], Field(strict=False)]
 OnDeleteText = Annotated[OnDelete, Field(strict=False)]
 OnTruncateText = Annotated[OnTruncate, Field(strict=False)]
@@ -118,7 +119,7 @@ class TargetConfig(_End):
         "towline",
         alias="schema",
         pattern=_IDENTIFIER,
-        description="The schema that holds checkpoint, states and ledger.",
+        description="The schema that holds checkpoint, states, ledger and quarantine.",
     )
 
 
@@ -186,6 +187,20 @@ class SnapshotConfig(_Model):
     chunk_rows: Whole = Field(default=20_000, ge=1, le=1_000_000, description="Rows read and committed at a time.")
 
 
+class QuarantineConfig(_Model):
+    """When rows that are refused are no longer taken for single bad rows (routes with on_error: quarantine)."""
+
+    max_share: Share = Field(
+        default=0.1, gt=0, le=1, description="Of a route's latest rows, the largest part that may be set aside."
+    )
+    min_rows: Whole = Field(
+        default=100, ge=1, le=1_000_000, description="The share counts once a route has seen so many rows."
+    )
+    max_open: Whole = Field(
+        default=10_000, ge=1, le=100_000, description="Rows of one route that may be in the quarantine at a time."
+    )
+
+
 class WebConfig(_Model):
     """Where metrics and health are served."""
 
@@ -214,6 +229,7 @@ class PipelineConfig(_Model):
     routes: Annotated[tuple[RouteConfig, ...], Field(strict=False, min_length=1)]
     batch: BatchConfig = BatchConfig()
     snapshot: SnapshotConfig = SnapshotConfig()
+    quarantine: QuarantineConfig = QuarantineConfig()
     checkpoint_seconds: Seconds = Field(
         default=10.0, ge=0.1, le=3600, description="How often an idle pipeline advances its checkpoint, in seconds."
     )
@@ -314,6 +330,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "routes": RouteConfig,
     "batch": BatchConfig,
     "snapshot": SnapshotConfig,
+    "quarantine": QuarantineConfig,
     "web": WebConfig,
     "log": LogConfig,
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from towline.breaker import Limits
 from towline.change import Chunk, Relation
 from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
@@ -108,6 +109,7 @@ class Replication:
             routes=prepared.routes,
             relations=prepared.relations,
             predecessor=self._predecessor,
+            limits=Limits(config.quarantine.max_share, config.quarantine.min_rows, config.quarantine.max_open),
         )
         stack.callback(target.close)
         self.handle.target = target
@@ -222,6 +224,7 @@ class Replication:
         )
         for state in snapshots.states.values():
             self._metrics.route_state(state)
+        self._metrics.quarantine(target.quarantined)
         monitor = Monitor(self._tables, lambda: pipeline.reached, self._metrics)
         monitor.start()
         stack.callback(monitor.close)

@@ -183,7 +183,7 @@ BAD = {
         HEAD + "retries: 3\nweb: {porrt: 1}\n" + ROUTE,
         [
             "4: retries: unknown key: did you mean routes?; known: pipeline, source, target, defaults, routes, batch, "
-            "snapshot, checkpoint_seconds, web, log",
+            "snapshot, quarantine, checkpoint_seconds, web, log",
             "5: web.porrt: unknown key: did you mean port?; known: host, port",
         ],
     ),

@@ -18,8 +18,8 @@ from towline_transforms.identity import check_identity, derived_name, identity_r
 from towline_transforms.parse import joined_tables
 from towline_transforms.problems import Problem, ProblemKind, RouteError
 from towline_transforms.report import Report
-from towline_transforms.route import Route, RouteSpec
-from towline_transforms.schema import Catalog, TableName
+from towline_transforms.route import OnError, Route, RouteSpec
+from towline_transforms.schema import Catalog, Table, TableName
 from towline_transforms.select_route import select_route
 from towline_transforms.syntax import tokenize
 
@@ -87,9 +87,16 @@ def expand(specs: Sequence[RouteSpec], source: Catalog) -> tuple[tuple[RouteSpec
         if report.ok:
             into = ((name, derived_name(spec.into, name)) for name in names)
             found += [
-                replace(spec, name=str(name), source=name, into=to) for name, to in into if (name, to) not in plain
+                replace(spec, name=str(name), source=name, into=to, sensitive=_there(spec, source.tables[name]))
+                for name, to in into
+                if (name, to) not in plain
             ]
     return tuple(found), tuple(problems)
+
+
+def _there(spec: RouteSpec, table: Table) -> tuple[str, ...]:
+    """Of what a pattern masks, the columns that the table has."""
+    return tuple(column for column in spec.sensitive if table.has(column))
 
 
 def check_routes(specs: Sequence[RouteSpec], source: Catalog, target: Catalog) -> tuple[Route, ...]:
@@ -136,9 +143,30 @@ def _check(spec: RouteSpec, source: Catalog, target: Catalog, report: Report) ->
         )
         return None
     named = check_identity(table, report)
+    _check_sensitive(spec, table, report)
     if spec.select is not None:
         return select_route(spec, spec.select, table, source, target, report)
     return identity_route(spec, table, target, report) if named else None
+
+
+def _check_sensitive(spec: RouteSpec, table: Table, report: Report) -> None:
+    """What is to be masked exists, and rows can be set aside without it."""
+    for column in spec.sensitive:
+        if not table.has(column):
+            near = suggest(column, (each.name for each in table.columns))
+            report.add(
+                ProblemKind.SENSITIVE,
+                f"{spec.source} has no such column, which is to be masked.",
+                near or "Correct the name in `sensitive`: it is case-sensitive, and has no quotes.",
+                column,
+            )
+        elif column in table.identity and spec.on_error is OnError.QUARANTINE:
+            report.add(
+                ProblemKind.SENSITIVE,
+                f"It is part of the key of {spec.source}, by which refused rows are kept when they are set aside.",
+                "Give the table a route of its own with `on_error: halt`, or leave the column out of `sensitive`.",
+                column,
+            )
 
 
 def _duplicates(specs: Sequence[RouteSpec]) -> list[Problem]:

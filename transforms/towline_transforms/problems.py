@@ -49,6 +49,10 @@ class ProblemKind(Enum):
     TYPE = ("TL-214", "A type does not exist at the target, or its values cannot be carried exactly.")
     DUPLICATE = ("TL-215", "Two routes, or two columns of one, have the same name or fill the same thing.")
     STATEMENT = ("TL-216", "The target's server refuses the statement that the route would run.")
+    SENSITIVE = (
+        "TL-217",
+        "A column that is to be masked does not exist, or is part of the key by which refused rows are found again.",
+    )
 
     def __init__(self, code: str, meaning: str) -> None:
         self.code = code

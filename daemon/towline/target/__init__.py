@@ -103,10 +103,11 @@ class ChunkLoad:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a commit made durable: by route, for metrics."""
+    """What a commit made durable: by route, for metrics. ``quarantine``: rows that are set aside and open, by route."""
 
     counts: Mapping[str, Counts] = field(default_factory=dict)
     seconds: float = 0.0
+    quarantine: Mapping[str, int] = field(default_factory=dict)
 
 
 class Target(Protocol):

@@ -3,21 +3,21 @@
 A piece is first tried as a whole, in sets: per relation only the last version of each key, all deletes before all
 upserts, parents before children (deletes the other way round). That can violate constraints which held at the source
 at each commit, when unique values are swapped, say. Then the server goes back to the savepoint before the piece, and it
-is replayed in source order: by halves, cut between transactions as long as there are several, down to single changes.
-What fails even alone is the row that the target refuses.
+is replayed in source order, and what fails even alone is the row that the target refuses (`refusals`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import psycopg
 
-from towline.change import INSERT, Chunk, Ints, Piece, Relation, RowSet
+from towline.breaker import Breaker
+from towline.change import INSERT, Chunk, Piece, Relation, RowSet
 from towline.errors import RowRefused, SourceTruncated
 from towline.frame import Frame
 from towline.position import format_lsn
@@ -28,17 +28,34 @@ from towline.target.postgres import params
 from towline.target.postgres.attempt import Attempts, Job
 from towline.target.postgres.direct import Direct
 from towline.target.postgres.executor import Executor
+from towline.target.postgres.quarantine import Quarantine
+from towline.target.postgres.refusals import Refusals
 from towline.target.postgres.savepoints import Savepoints
 from towline.target.postgres.staging import Path, Shape, Stages
 from towline.target.postgres.stamps import Stamps
-from towline.target.postgres.tally import Tally
 from towline_transforms.dialect import postgres as dialect
-from towline_transforms.route import OnDelete, OnTruncate, Route
+from towline_transforms.route import OnDelete, OnError, OnTruncate, Route
 from towline_transforms.schema import TableName
+
+#: What a batch may hold to be replayed when its commit is refused (rows): with more, it is let go of.
+_REPLAYED = 100_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """What `Applier.apply` was called with."""
+
+    piece: Piece
+    active: AbstractSet[str]
+    reread: Reread
+    prior: ChunkLoad | None
 
 
 class Applier:
     """Applies pieces and chunks over a connection (in autocommit mode, so that transactions are explicit statements).
+
+    ``quarantine``: the schema of the control tables, and the breaker that watches over what is set aside there; None:
+    a row that is refused is always an error.
 
     ``path`` and ``direct`` force a way of staging and forbid COPY straight into tables, for tests. Between `begin` and
     the next one, ``counts`` gathers what became of each route's rows. ``executor`` is for statements before, between
@@ -54,6 +71,7 @@ class Applier:
         relations: Sequence[Relation],
         path: Path | None = None,
         direct: bool = True,
+        quarantine: tuple[str, Breaker] | None = None,
     ) -> None:
         params.register(connection)
         ordered = copy_order(routes)
@@ -74,6 +92,24 @@ class Applier:
             self._rank,
             {relation.name: Shape.of(relation, self._routes.get(relation.name, ())) for relation in relations},
         )
+        self.quarantine: Quarantine | None = None
+        if quarantine is not None:
+            self.quarantine = Quarantine(
+                self.executor,
+                self._savepoints,
+                schema=quarantine[0],
+                pipeline=pipeline,
+                routes=routes,
+                relations=relations,
+                breaker=quarantine[1],
+            )
+        self._refusals = Refusals(
+            self.executor, self._savepoints, self._attempts, self._routes, self.quarantine, self._counts_of
+        )
+        self._sets_aside = quarantine is not None and any(r.on_error is OnError.QUARANTINE for r in routes)
+        self._kept: list[_Kept | ChunkLoad] = []
+        self._kept_rows = 0
+        self._continued: tuple[int, int] | None = None
         self._touched: set[bytes] = set()
         self._truncated: set[TableName] = set()
         self._began = self._stages.mark()
@@ -87,28 +123,44 @@ class Applier:
 
     def begin(self) -> None:
         """A transaction has begun."""
-        self._stages.begin()
-        self._began = self._stages.mark()
-        self._touched.clear()
-        self._truncated.clear()
-        self.counts = {}
+        self._forget()
+        self._kept = []
+        self._kept_rows = 0
 
     def rolled_back(self) -> None:
         """The transaction was rolled back."""
         self._stages.restore(self._began)
         self.counts = {}
+        if self.quarantine is not None:
+            self.quarantine.rolled_back()
+
+    def _forget(self) -> None:
+        self._stages.begin()
+        self._began = self._stages.mark()
+        self._touched.clear()
+        self._truncated.clear()
+        self._continued = None
+        self.counts = {}
+        self._refusals.expected = {}
+        if self.quarantine is not None:
+            self.quarantine.begin()
 
     def apply(self, piece: Piece, active: AbstractSet[str], reread: Reread, prior: ChunkLoad | None = None) -> None:
         """See `towline.target.Target.apply`. Raises RowRefused, SourceTruncated, TargetUnavailable, TargetConflict."""
+        if self._sets_aside:
+            self._keep(_Kept(piece, active, reread, prior), piece.changes)
         for relation in self._children_first(piece.truncated):
             self._truncate(piece, relation, active)
         if not piece.rowsets:
             return
-        self._whole_or_halves(piece, Job(Stamps(piece, self._pipeline), active, reread, prior, self._touched))
+        job = Job(Stamps(piece, self._pipeline), active, reread, prior, self._touched, earlier=self._earlier(piece))
+        self._whole_or_halves(piece, job)
         self._touched |= self._keys_of_prior(piece, prior)
 
     def load(self, load: ChunkLoad) -> None:
         """See `towline.target.Target.load`; the route's state is left to the caller. Raises as `apply` does."""
+        if self._sets_aside:
+            self._keep(load, len(load.chunk.rows))
         chunk, route = load.chunk, load.route
         rows = chunk.rows
         if chunk.relation.name in self._truncated:
@@ -118,12 +170,65 @@ class Applier:
             keep = [row for row, key in enumerate(keys) if key not in self._touched]
             rows = rows.take(np.array(keep, dtype=np.int64))
         excluded = len(chunk.rows) - len(rows)
-        self._add({route.name: Counts(seen=excluded, superseded=excluded)})
+        self._counts_of(route.name).add(Counts(seen=excluded, superseded=excluded))
         if len(rows):
             ops = np.full(len(rows), INSERT, dtype=np.uint8)
             rowset = RowSet(chunk.relation, rows, ops, np.arange(len(rows), dtype=np.int64))
-            job = Job(Stamps(chunk, self._pipeline), {route.name}, _nothing_to_read, None)
+            job = Job(Stamps(chunk, self._pipeline), {route.name}, _nothing_to_read, None, chunk=chunk)
             self._whole_or_halves(Piece((rowset,), (), None), job)
+
+    def attempt(
+        self, piece: Piece, active: AbstractSet[str], reread: Reread, chunk: Chunk | None = None
+    ) -> RowRefused | None:
+        """Apply a piece, with every constraint checked after it; if the target refuses some of it, all is as before.
+
+        ``chunk``: that the rows are of. For who tries rows one by one, without a quarantine of its own.
+        """
+        job = Job(Stamps(chunk or piece, self._pipeline), active, reread, None, chunk=chunk)
+        self._refusals.checking = True
+        try:
+            return self._refusals.attempt(piece, job)
+        finally:
+            self._refusals.checking = False
+
+    # ---- a commit that is refused ------------------------------------------------------------------------------
+
+    @property
+    def sets_aside(self) -> bool:
+        """Whether rows may be set aside, so that it is worth finding out which of them makes the commit fail."""
+        return self._sets_aside
+
+    @property
+    def replayable(self) -> bool:
+        """Whether all that was applied since `begin` is at hand, in whole source transactions."""
+        return bool(self._kept)
+
+    def replay(self) -> None:
+        """Apply all of it once more, in a transaction that has just begun, with the constraints checked on the way."""
+        kept = self._kept
+        self._forget()
+        self._refusals.checking = True
+        try:
+            for each in kept:
+                if isinstance(each, ChunkLoad):
+                    self.load(each)
+                else:
+                    self.apply(each.piece, each.active, each.reread, each.prior)
+        finally:
+            self._refusals.checking = False
+
+    def _keep(self, applied: _Kept | ChunkLoad, rows: int) -> None:
+        """Remember what is applied, as long as it is not too much, and no transaction is larger than a piece."""
+        if self._refusals.checking:
+            return
+        first = self._kept_rows == 0 and not self._kept
+        self._kept_rows += rows
+        whole = isinstance(applied, ChunkLoad) or applied.piece.end is not None
+        if whole and self._kept_rows <= _REPLAYED and (first or self._kept):
+            self._kept.append(applied)
+        else:
+            self._kept = []
+            self._kept_rows = _REPLAYED + 1
 
     # ---- as a whole, or by halves ----------------------------------------------------------------------------
 
@@ -133,10 +238,31 @@ class Applier:
         except psycopg.Error as error:
             self.executor.abandon()
             raise translate(error, "target") from error
-        if self._try(piece, job) is not None:
+        if self._sets_aside:
+            self._expect(piece, job.active)
+        refused = self._refusals.attempt(piece, job)
+        if refused is not None:
             # By halves, what a later one changes may have been changed by an earlier one: newer than in the chunk.
             job = replace(job, touched=job.touched | self._keys_of_prior(piece, job.prior))
-            self._halves(piece, job, np.unique(np.concatenate([rowset.order for rowset in piece.rowsets])))
+            orders = np.unique(np.concatenate([rowset.order for rowset in piece.rowsets]))
+            self._refusals.halves(piece, job, orders, refused)
+
+    def _expect(self, piece: Piece, active: AbstractSet[str]) -> None:
+        """Tell how many rows of each route there will be, so that the share of those set aside can be told early."""
+        for rowset in piece.rowsets:
+            for route in self._routes.get(rowset.relation.name, ()):
+                if route.name in active:
+                    self._refusals.expected[route.name] = self._counts_of(route.name).seen + len(rowset)
+
+    def _earlier(self, piece: Piece) -> int:
+        """How many changes of the piece's first transaction earlier pieces had."""
+        if not piece.transactions:
+            return 0
+        first, last = piece.transactions[0], piece.transactions[-1]
+        earlier = self._continued[1] if self._continued is not None and self._continued[0] == first.lsn else 0
+        held = piece.changes - last.first + (earlier if first is last else 0)
+        self._continued = (last.lsn, held) if piece.end is None else None
+        return earlier
 
     @staticmethod
     def _keys_of_prior(piece: Piece, prior: ChunkLoad | None) -> set[bytes]:
@@ -147,45 +273,8 @@ class Applier:
                 keys.update(rowset.rows.keys(rowset.relation.key))
         return keys
 
-    def _halves(self, piece: Piece, job: Job, orders: Ints) -> None:
-        """Replay changes that failed together, in order. A change of key is one change, of two rows."""
-        if len(orders) == 1:
-            self._refuse(piece, job)
-            return
-        middle = _middle(piece, orders)
-        for half in (orders[:middle], orders[middle:]):
-            part = piece.between(int(half[0]), int(half[-1]) + 1)
-            if self._try(part, job) is not None:
-                self._halves(part, job, half)
-
-    def _refuse(self, piece: Piece, job: Job) -> None:
-        """Run a single change again, statement by statement, to say what it is that the target refuses."""
-        self.executor.queueing = False
-        try:
-            refused = self._try(piece, job)
-        finally:
-            self.executor.queueing = True
-        if refused is None:
-            return
-        where = "a row is refused"
-        if (route := self._attempts.current) is not None:
-            where = f"route {route.name}: {route.into} refuses a row (key columns: {', '.join(route.key)})"
-        if piece.transactions:
-            transaction = piece.transactions[int(piece.transaction_of(piece.rowsets[0].order[:1])[0])]
-            where += f" of the transaction whose commit is at {format_lsn(transaction.lsn)}"
-        raise RowRefused(f"{where}: {refused.detail}", hint=refused.hint, sqlstate=refused.sqlstate) from refused
-
-    def _try(self, piece: Piece, job: Job) -> RowRefused | None:
-        """Apply a piece; if the target refuses some of it, everything is as before."""
-        tallies: list[Tally] = []
-        refused = self._savepoints.attempt("towline_piece", lambda: tallies.append(self._attempts.queue(piece, job)))
-        if refused is None:
-            self._add(tallies[0].counts())
-        return refused
-
-    def _add(self, tally: Mapping[str, Counts]) -> None:
-        for name, counts in tally.items():
-            self.counts.setdefault(name, Counts()).add(counts)
+    def _counts_of(self, route: str) -> Counts:
+        return self.counts.setdefault(route, Counts())
 
     # ---- truncations -----------------------------------------------------------------------------------------
 
@@ -217,16 +306,8 @@ class Applier:
                 translated = translate(error, "target")
                 translated.detail = f"route {route.name}: {route.into} cannot be emptied: {translated.detail}"
                 raise translated from error
-
-
-def _middle(piece: Piece, orders: Ints) -> int:
-    """Where to cut changes in two: between transactions, if they are of several, and near the middle."""
-    middle = len(orders) // 2
-    if len(piece.transactions) < 2:
-        return middle
-    starts = np.unique(np.searchsorted(orders, [transaction.first for transaction in piece.transactions]))
-    starts = starts[(starts > 0) & (starts < len(orders))]
-    return int(starts[np.abs(starts - middle).argmin()]) if len(starts) else middle
+            if self.quarantine is not None and (behind := list(self.quarantine.behind(route))):
+                self.quarantine.overtake(route, behind)
 
 
 def _nothing_to_read(relation: Relation, keys: Frame) -> Chunk:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from towline.change import Piece, RowSet
+from towline.change import Chunk, Piece, RowSet
 from towline.compact import Compacted, Move, Versions, compact, inserts_only
 from towline.frame import Frame
 from towline.target import ChunkLoad, Reread
@@ -32,7 +32,8 @@ from towline_transforms.schema import TableName
 class Job:
     """What stays the same while a piece is applied, as a whole or by halves.
 
-    ``touched``: framed keys of the relation of ``prior`` that were changed before in this transaction.
+    ``touched``: framed keys of the relation of ``prior`` that were changed before in this transaction. ``chunk``: the
+    rows are of a chunk. ``earlier``: of the first source transaction, how many changes were in earlier pieces.
     """
 
     stamps: Stamps
@@ -40,6 +41,8 @@ class Job:
     reread: Reread
     prior: ChunkLoad | None
     touched: AbstractSet[bytes] = frozenset()
+    chunk: Chunk | None = None
+    earlier: int = 0
 
 
 @dataclass(slots=True, eq=False)

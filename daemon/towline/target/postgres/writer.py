@@ -13,6 +13,7 @@ commit.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -25,17 +26,22 @@ from typing import Any
 
 import psycopg
 
+from towline.breaker import Breaker, Limits
 from towline.change import Piece, Relation
-from towline.errors import Fenced, NotSetUp, TargetUnavailable, TowlineError
+from towline.errors import Fenced, NotSetUp, RowRefused, TargetUnavailable, TowlineError, TransactionRefused
+from towline.logs import event
 from towline.position import format_lsn, parse_lsn
 from towline.postgres.session import connect, translate
-from towline.target import Checkpoint, ChunkLoad, Committed, Reread, RouteState
+from towline.target import Checkpoint, ChunkLoad, Committed, Counts, Reread, RouteState
 from towline.target.postgres import control
 from towline.target.postgres.apply import Applier
 from towline.target.postgres.executor import Executor
 from towline.target.postgres.ledger import Control, lock_key
+from towline.target.postgres.quarantine import Quarantine
 from towline.target.postgres.staging import Path
 from towline_transforms.route import Route
+
+log = logging.getLogger(__name__)
 
 #: How long a session may be idle, in a transaction or not, before the server ends it (milliseconds). The pipeline's
 #: heartbeat is several times as frequent.
@@ -44,6 +50,8 @@ _IDLE = 60_000
 _LOCK_WAIT = 30_000
 #: How often a standby tries for the lock (seconds).
 _POLL = 0.2
+#: How long what was counted in the quarantine is good for, while this daemon does not write to it (seconds).
+_RECOUNT = 5.0
 
 _SETTINGS = {
     "idle_in_transaction_session_timeout": _IDLE,
@@ -67,7 +75,8 @@ class PostgresTarget:
     """Implements `towline.target.Target`. Nothing is connected before `acquire`.
 
     ``schema`` holds the control tables. ``path`` and ``direct`` are for tests, see `Applier`. ``predecessor``: the
-    ``session`` of this daemon's last connection, which is ended if the server still has it.
+    ``session`` of this daemon's last connection, which is ended if the server still has it. ``limits``: of the
+    quarantine.
     """
 
     def __init__(
@@ -81,6 +90,7 @@ class PostgresTarget:
         path: Path | None = None,
         direct: bool = True,
         predecessor: Session | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._predecessor = predecessor
         self.session: Session | None = None
@@ -96,6 +106,9 @@ class PostgresTarget:
         self._position = 0
         self._began = 0.0
         self._open = False  # a transaction
+        self._loaded: list[RouteState] = []  # in it
+        self._breaker = Breaker(limits)
+        self._counted = 0.0
         self._closing = threading.Event()
         self._calling: int | None = None
 
@@ -132,6 +145,8 @@ class PostgresTarget:
             if checkpoint is None:
                 raise NotSetUp(f"the target has no checkpoint of pipeline {self._pipeline}")
             self._epoch, self._position = checkpoint.epoch, checkpoint.position
+            if (quarantine := self._applying().quarantine) is not None:
+                quarantine.load(connection)
             return checkpoint
 
     def note_timeline(self, timeline: int) -> None:
@@ -154,6 +169,12 @@ class PostgresTarget:
         """See the contract."""
         with self._call():
             return control.read_states(self._connected(), self._schema, self._pipeline)
+
+    @property
+    def quarantined(self) -> Mapping[str, int]:
+        """Rows by route that are in the quarantine and open, as of `open` or the last commit."""
+        quarantine = self._applying().quarantine
+        return quarantine.opened if quarantine is not None else {}
 
     def heartbeat(self) -> None:
         """See the contract."""
@@ -194,32 +215,86 @@ class PostgresTarget:
             executor = self._executing()
             executor.run(*self._control.state(load.state))
             executor.sync()
+            self._loaded.append(load.state)
 
     def commit(self, position: int, commit_time: datetime | None) -> Committed:
-        """See the contract."""
+        """See the contract. When constraints that were put off are violated, and rows may be set aside, the batch is
+        replayed in a transaction of its own that finds these rows.
+        """
         with self._call():
-            counts = {name: each for name, each in self._applying().counts.items() if each.seen}
-            executor = self._executing()
-            if counts:
-                # Constraints that were put off are checked here, where nothing is durable yet.
-                executor.run("SET CONSTRAINTS ALL IMMEDIATE")
-                executor.run(*self._control.ledger(self._position, position, counts), prepare=True)
-            self._finish(executor, position, commit_time)
+            try:
+                return self._commit(position, commit_time)
+            except psycopg.Error as error:
+                self._executing().abandon()
+                refused = translate(error, "target")
+                if not isinstance(refused, RowRefused) or not self._applying().sets_aside:
+                    raise refused from error
+                if not self._applying().replayable:
+                    raise TransactionRefused(refused.detail, sqlstate=refused.sqlstate) from error
+            loaded = self._loaded
+            self._roll_back()
+            self._begin(replaying=True)
+            self._applying().replay()
+            for state in loaded:
+                self._executing().run(*self._control.state(state))
+            return self._commit(position, commit_time)
+
+    def _commit(self, position: int, commit_time: datetime | None) -> Committed:
+        applier, executor = self._applying(), self._executing()
+        counts = {name: each for name, each in applier.counts.items() if each.seen}
+        if counts:
+            # Constraints that were put off are checked here, where nothing is durable yet.
+            executor.run("SET CONSTRAINTS ALL IMMEDIATE")
+            executor.run(*self._control.ledger(self._position, position, counts), prepare=True)
+        quarantine = applier.quarantine
+        opened = quarantine.count() if quarantine is not None and self._counting(quarantine) else None
+        self._finish(executor, position, commit_time)
+        if quarantine is None:
             return Committed(counts, time.monotonic() - self._began)
+        quarantine.committed(counts, opened)
+        self._tell(counts)
+        return Committed(counts, time.monotonic() - self._began, quarantine.opened)
+
+    def _counting(self, quarantine: Quarantine) -> bool:
+        """Whether to count what is in the quarantine: when it was written to; and now and then, since people do it,
+        too.
+        """
+        now = time.monotonic()
+        due = quarantine.changed or (any(quarantine.opened.values()) and now - self._counted >= _RECOUNT)
+        if due:
+            self._counted = now
+        return due
+
+    def _tell(self, counts: Mapping[str, Counts]) -> None:
+        for name, each in counts.items():
+            if each.quarantined:
+                event(
+                    log,
+                    logging.WARNING,
+                    "rows_quarantined",
+                    pipeline=self._pipeline,
+                    route=name,
+                    rows=each.quarantined,
+                    remedy="towline quarantine list",
+                )
 
     def rollback(self) -> None:
         """See the contract. A connection that is gone has rolled back already."""
         connection = self._connection
         if connection is None or connection.closed or not self._open:
             return
-        self._open = False
         with contextlib.suppress(TowlineError), self._call():
-            executor = self._executing()
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        self._open = False
+        applier, executor = self._applying(), self._executing()
+        try:
             executor.abandon()
             executor.run("ROLLBACK")
             executor.sync()
-        if self._applier is not None:
-            self._applier.rolled_back()
+        finally:
+            applier.rolled_back()
 
     def set_states(self, states: Sequence[RouteState]) -> None:
         """See the contract."""
@@ -232,12 +307,15 @@ class PostgresTarget:
             executor.sync()
             self._open = False
 
-    def _begin(self) -> None:
-        """Begin a transaction and hold the checkpoint."""
+    def _begin(self, *, replaying: bool = False) -> None:
+        """Begin a transaction and hold the checkpoint. ``replaying``: what was applied before will be once more."""
         if self._open:
             raise TowlineError("a transaction was begun inside another one")
         applier, executor = self._applying(), self._executing()
+        if applier.quarantine is not None:
+            applier.quarantine.load(self._connected())
         self._began = time.monotonic()
+        self._loaded = []
         self._open = True
         executor.run("BEGIN")
         held = executor.run(*self._control.hold(self._epoch), prepare=True)
@@ -246,7 +324,8 @@ class PostgresTarget:
         if not held.rows:
             raise self._fenced()
         self._position = parse_lsn(held.rows[0][0] or "")
-        applier.begin()
+        if not replaying:
+            applier.begin()
 
     def _finish(self, executor: Executor, position: int, commit_time: datetime | None) -> None:
         """Move the checkpoint and commit. The checkpoint is held, and so is its epoch: only the position can be
@@ -292,6 +371,7 @@ class PostgresTarget:
             relations=self._relations,
             path=self._path,
             direct=self._direct,
+            quarantine=(self._schema, self._breaker),
         )
 
     def _end_predecessor(self, connection: psycopg.Connection[Any]) -> None:

@@ -1,0 +1,306 @@
+"""What becomes of changes that the target refuses as a whole: they are replayed by halves, down to single ones.
+
+Changes that fail together are cut in two between transactions, as long as there are several, and each half is tried, in
+order. A change that fails even alone is tried for each of its routes by itself. A route that refuses it and says
+``on_error: quarantine`` has it set aside; one that says ``halt`` ends the batch.
+
+**Order.** Where a change was set aside, the target's row of that key is *behind* (see `quarantine`). Whatever succeeds
+later for that key overtakes it, and takes no values from the target's row.
+
+**Constraints that are checked at the end** (`checking`). When the commit itself fails, the batch is replayed with the
+constraints checked after each part that is tried. Inside a source transaction, rows may refer to later ones: a
+change that fails there waits, and is tried again, until nothing more succeeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from towline.change import DELETE, Ints, Piece, RowSet
+from towline.errors import RowRefused
+from towline.position import format_lsn
+from towline.target import Counts
+from towline.target.postgres.attempt import Attempts, Job
+from towline.target.postgres.executor import Executor
+from towline.target.postgres.quarantine import Origin, Quarantine
+from towline.target.postgres.savepoints import Savepoints
+from towline.target.postgres.tally import Tally
+from towline_transforms.route import OnDelete, OnError, Route
+from towline_transforms.schema import TableName
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A change of one row that failed for one route, and that may succeed once others have.
+
+    ``order``: when it came, within its source transaction.
+    """
+
+    order: tuple[int, int]
+    route: Route
+    key: bytes
+    piece: Piece
+    job: Job
+    refused: RowRefused
+
+
+class Refusals:
+    """Tries pieces, and sorts out what of them is refused. ``quarantine`` None: whatever is refused ends the batch.
+
+    ``add``: is told what became of rows. ``expected``: by route, the rows that will be seen in the transaction at
+    least, those of the piece in hand among them. ``counts``: those so far.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        savepoints: Savepoints,
+        attempts: Attempts,
+        routes: Mapping[TableName, Sequence[Route]],
+        quarantine: Quarantine | None,
+        counts: Callable[[str], Counts],
+    ) -> None:
+        self._executor = executor
+        self._savepoints = savepoints
+        self._attempts = attempts
+        self._routes = routes
+        self._quarantine = quarantine
+        self._counts = counts
+        self._waiting: dict[tuple[str, bytes], list[_Waiting]] = {}
+        self._within = False
+        self.checking = False
+        self.expected: dict[str, int] = {}
+
+    # ---- trying ----------------------------------------------------------------------------------------------
+
+    def attempt(self, piece: Piece, job: Job) -> RowRefused | None:
+        """Apply a piece; if the target refuses some of it, everything is as before."""
+        tallies: list[Tally] = []
+        guarded = self._guarded(piece, job.active)
+
+        def queue() -> None:
+            tallies.append(self._attempts.queue(guarded, job))
+            if self.checking:
+                self._executor.run("SET CONSTRAINTS ALL IMMEDIATE")
+                self._executor.run("SET CONSTRAINTS ALL DEFERRED")
+
+        refused = self._savepoints.attempt("towline_piece", queue)
+        if refused is None:
+            for name, counts in tallies[0].counts().items():
+                self._counts(name).add(counts)
+            self._overtaken(piece, job.active)
+        return refused
+
+    def halves(self, piece: Piece, job: Job, orders: Ints, refused: RowRefused) -> None:
+        """Replay changes that failed together, in order. A change of key is one change, of two rows."""
+        if self.checking and not self._within and (len(piece.transactions) < 2 or _one_transaction(piece, orders)):
+            self._within = True
+            try:
+                self._split(piece, job, orders, refused)
+                self._resolve()
+            finally:
+                self._within = False
+                self._waiting.clear()
+        else:
+            self._split(piece, job, orders, refused)
+
+    def _split(self, piece: Piece, job: Job, orders: Ints, refused: RowRefused) -> None:
+        if len(orders) == 1:
+            self._single(piece, job, refused)
+            return
+        middle = _middle(piece, orders)
+        for half in (orders[:middle], orders[middle:]):
+            part = piece.between(int(half[0]), int(half[-1]) + 1)
+            if (failed := self.attempt(part, job)) is not None:
+                self.halves(part, job, half, failed)
+
+    # ---- single changes --------------------------------------------------------------------------------------
+
+    def _single(self, piece: Piece, job: Job, refused: RowRefused) -> None:
+        """A change that failed alone: which of its routes refuse it?"""
+        rowset = piece.rowsets[0]
+        routes = [route for route in self._routes.get(rowset.relation.name, ()) if route.name in job.active]
+        halting = all(route.on_error is OnError.HALT for route in routes)
+        if self._quarantine is None or (halting and not self.checking):
+            self._halt(piece, job)
+            return
+        for route in reversed(routes) if rowset.ops[-1] == DELETE else routes:
+            alone = replace(job, active={route.name})
+            failed = refused if len(routes) == 1 else self.attempt(piece, alone)
+            if failed is None:
+                continue
+            if route.on_error is OnError.HALT and not self.checking:
+                self._halt(piece, alone)
+                continue
+            if len(rowset) == 1:
+                self._refused(piece, alone, route, failed, 0)
+                continue
+            for place in range(len(rowset)):
+                half = replace(piece, rowsets=(_only(rowset, place),))
+                if (found := self.attempt(half, alone)) is not None:
+                    self._refused(half, alone, route, found, place)
+
+    def _refused(self, piece: Piece, job: Job, route: Route, refused: RowRefused, place: int) -> None:
+        """One row was refused by one route: it waits, or is set aside."""
+        if not self._within:
+            self._set_aside(piece, job, route, refused)
+            return
+        rowset = piece.rowsets[0]
+        key = rowset.rows.keys(rowset.relation.key)[0]
+        waiting = _Waiting((int(rowset.order[0]), place), route, key, piece, job, refused)
+        self._waiting.setdefault((route.name, key), []).append(waiting)
+
+    def _set_aside(self, piece: Piece, job: Job, route: Route, refused: RowRefused) -> None:
+        assert self._quarantine is not None
+        counts = self._counts(route.name)
+        known = replace(counts, seen=max(counts.seen, self.expected.get(route.name, 0)))
+        self._quarantine.set_aside(route, piece.rowsets[0], 0, _origin(piece, job), refused, known)
+        counts.add(Counts(seen=1, quarantined=1))
+
+    def _halt(self, piece: Piece, job: Job) -> None:
+        """Run a single change again, statement by statement, to say what it is that the target refuses."""
+        self._executor.queueing = False
+        try:
+            refused = self.attempt(piece, job)
+        finally:
+            self._executor.queueing = True
+        if refused is None:
+            return
+        where = "a row is refused"
+        if (route := self._attempts.current) is not None:
+            where = f"route {route.name}: {route.into} refuses a row (key columns: {', '.join(route.key)})"
+        if piece.transactions:
+            transaction = piece.transactions[int(piece.transaction_of(piece.rowsets[0].order[:1])[0])]
+            where += f" of the transaction whose commit is at {format_lsn(transaction.lsn)}"
+        raise RowRefused(f"{where}: {refused.detail}", hint=refused.hint, sqlstate=refused.sqlstate) from refused
+
+    def _resolve(self) -> None:
+        """Try what waits again, in order, until nothing more succeeds; the rest is refused."""
+        progress = True
+        while progress and self._waiting:
+            progress = False
+            for one in self._in_order():
+                line = self._waiting.get((one.route.name, one.key), [])
+                if one not in line:
+                    continue  # overtaken
+                line.remove(one)
+                if not line:
+                    del self._waiting[one.route.name, one.key]
+                failed = self.attempt(one.piece, one.job)
+                if failed is None:
+                    progress = True
+                    continue
+                one.refused = failed
+                line = self._waiting.setdefault((one.route.name, one.key), [])
+                line.append(one)
+                line.sort(key=lambda each: each.order)
+        for one in self._in_order():
+            if one.route.on_error is OnError.HALT:
+                self._halt(one.piece, one.job)
+            else:
+                self._set_aside(one.piece, one.job, one.route, one.refused)
+
+    def _in_order(self) -> list[_Waiting]:
+        return sorted((one for line in self._waiting.values() for one in line), key=lambda one: one.order)
+
+    # ---- keys that are behind --------------------------------------------------------------------------------
+
+    @property
+    def _watching(self) -> bool:
+        return self._quarantine is not None and (self._quarantine.watching or bool(self._waiting))
+
+    def _behind(self, route: Route, key: bytes) -> bool:
+        """Whether a change of the key was set aside, or waits."""
+        assert self._quarantine is not None
+        return key in self._quarantine.behind(route) or (route.name, key) in self._waiting
+
+    def _active(self, rowset: RowSet, active: AbstractSet[str]) -> list[Route]:
+        return [route for route in self._routes.get(rowset.relation.name, ()) if route.name in active]
+
+    def _guarded(self, piece: Piece, active: AbstractSet[str]) -> Piece:
+        """The piece, with what a row lacks to be read from the source where the target's row is behind."""
+        if not self._watching or not any(rowset.missing for rowset in piece.rowsets):
+            return piece
+        return replace(piece, rowsets=tuple(self._not_lent(rowset, active) for rowset in piece.rowsets))
+
+    def _not_lent(self, rowset: RowSet, active: AbstractSet[str]) -> RowSet:
+        keys = rowset.rows.keys(rowset.relation.key) if rowset.missing else []
+        routes = self._active(rowset, active)
+        missing, unknown = dict(rowset.missing), dict(rowset.unknown)
+        for place, mask in rowset.missing.items():
+            named = {keys[place], keys[rowset.moved.get(place, place)]}
+            if any(self._behind(route, key) for route in routes for key in named):
+                del missing[place]
+                unknown[place] = unknown.get(place, 0) | mask
+        return replace(rowset, missing=missing, unknown=unknown) if len(missing) < len(rowset.missing) else rowset
+
+    def _overtaken(self, piece: Piece, active: AbstractSet[str]) -> None:
+        """A piece was applied: what was set aside of its keys before is void."""
+        if not self._watching:
+            return
+        assert self._quarantine is not None
+        for rowset in piece.rowsets:
+            routes = self._active(rowset, active) if len(rowset) else []
+            if not routes:
+                continue
+            last = dict(zip(rowset.rows.keys(rowset.relation.key), range(len(rowset)), strict=True))
+            for route in routes:
+                done = [key for key in last if self._behind(route, key)]
+                if route.on_delete is OnDelete.IGNORE:  # the target keeps the row, so that its last version is due
+                    done = [key for key in done if int(rowset.ops[last[key]]) != DELETE]
+                for key in done:
+                    self._drop_waiting(route, key, int(rowset.order[last[key]]))
+                if behind := [key for key in done if key in self._quarantine.behind(route)]:
+                    self._quarantine.overtake(route, behind)
+
+    def _drop_waiting(self, route: Route, key: bytes, order: int) -> None:
+        line = self._waiting.pop((route.name, key), [])
+        later = [one for one in line if one.order[0] > order]
+        if later:
+            self._waiting[route.name, key] = later
+        void = len(line) - len(later)
+        self._counts(route.name).add(Counts(seen=void, superseded=void))
+
+
+def _origin(piece: Piece, job: Job) -> Origin:
+    """Where the one change of a piece comes from."""
+    order = int(piece.rowsets[0].order[0])
+    chunk = job.chunk
+    if chunk is not None:
+        return Origin(chunk.high, order, chunk.read_at, None, snapshot=True)
+    place = int(piece.transaction_of(np.array([order]))[0])
+    transaction = piece.transactions[place]
+    ordinal = order - transaction.first + (job.earlier if place == 0 else 0)
+    return Origin(transaction.lsn, ordinal, transaction.commit_time, transaction.xid)
+
+
+def _only(rowset: RowSet, place: int) -> RowSet:
+    """One row of a change of key by itself. What it lacks cannot be at the target: the other half is apart."""
+    gaps = rowset.missing.get(place, 0) | rowset.unknown.get(place, 0)
+    return RowSet(
+        rowset.relation,
+        rowset.rows.take(np.array([place])),
+        rowset.ops[place : place + 1],
+        rowset.order[place : place + 1],
+        {},
+        {0: gaps} if gaps else {},
+    )
+
+
+def _one_transaction(piece: Piece, orders: Ints) -> bool:
+    first, last = piece.transaction_of(orders[[0, -1]])
+    return bool(first == last)
+
+
+def _middle(piece: Piece, orders: Ints) -> int:
+    """Where to cut changes in two: between transactions, if they are of several, and near the middle."""
+    middle = len(orders) // 2
+    if len(piece.transactions) < 2:
+        return middle
+    starts = np.unique(np.searchsorted(orders, [transaction.first for transaction in piece.transactions]))
+    starts = starts[(starts > 0) & (starts < len(orders))]
+    return int(starts[np.abs(starts - middle).argmin()]) if len(starts) else middle

@@ -1,0 +1,431 @@
+"""Rows that the target refuses: what is set aside, what goes on, and what stops, over both forms of values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.apply_cases import START, Hub, Values
+from tests.support.checked import PIPELINE, spec
+from tests.support.databases import create_database, drop_database
+from towline.breaker import Limits
+from towline.change import Format
+from towline.demo.server import Server
+from towline.errors import QuarantineFlooded, QuarantineFull, RowRefused, TargetTableChanged, TransactionRefused
+from towline.target import ChunkLoad, RouteState
+from towline.target.postgres.writer import PostgresTarget
+from towline_transforms.route import OnDelete, OnError, OnTruncate
+
+ITEM = """
+CREATE SCHEMA src; CREATE SCHEMA hub;
+CREATE TABLE src.item (id int PRIMARY KEY, code text, price numeric, note text);
+CREATE TABLE hub.item (id int PRIMARY KEY, code text UNIQUE, price numeric CHECK (price > 0), note text);
+"""
+ASIDE = {"on_error": OnError.QUARANTINE}
+ITEMS = "SELECT id, code, price::text, note FROM hub.item ORDER BY id"
+ENTRIES = "SELECT key::json->>'id', operation, state, sqlstate FROM towline.quarantine ORDER BY id"
+
+
+@pytest.fixture(scope="module")
+def database(pg18: Server) -> Iterator[str]:
+    name = create_database(pg18)
+    yield pg18.dsn(name)
+    drop_database(pg18, name)
+
+
+@pytest.fixture(params=Format, ids=lambda form: form.value)
+def hub(request: pytest.FixtureRequest, database: str) -> Iterator[Hub]:
+    """Both forms in which values travel."""
+    hub = Hub(database, request.param)
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def binary(database: str) -> Iterator[Hub]:
+    """Where the form does not matter."""
+    hub = Hub(database, Format.BINARY)
+    yield hub
+    hub.close()
+
+
+def limited(hub: Hub, **limits: Any) -> PostgresTarget:
+    """A target whose quarantine has other limits."""
+    target = PostgresTarget(
+        hub.dsn,
+        pipeline=PIPELINE,
+        schema="towline",
+        routes=hub.routes,
+        relations=tuple(hub.relations.values()),
+        limits=Limits(**limits),
+    )
+    hub.targets.insert(0, target)
+    assert target.acquire(5)
+    target.open()
+    return target
+
+
+def balanced(hub: Hub) -> list[tuple[Any, ...]]:
+    """By route: seen, quarantined; the ledger's own CHECK holds the balance."""
+    return hub.rows("SELECT route, sum(seen), sum(quarantined) FROM towline.ledger GROUP BY route ORDER BY route")
+
+
+REFUSALS: dict[str, tuple[dict[str, str | None], str]] = {
+    "check": ({"price": "-1"}, "23514"),
+    "not null": ({"code": None}, "23502"),
+    "unique": ({"code": "taken"}, "23505"),
+    "length": ({"code": "far too long"}, "22001"),
+    "cast": ({"note": "no number"}, "22P02"),
+    "range": ({"price": "99999"}, "22003"),
+    "route expression": ({"price": "7"}, "22012"),
+    "trigger": ({"note": "13"}, "P0001"),
+    "foreign key": ({"note": "404"}, "23503"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_each_kind_of_refusal(hub: Hub, case: str) -> None:
+    """The bad row is set aside with its reason, its text and its place; those around it are at the target."""
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.item (id int PRIMARY KEY, code text, price numeric, note text);
+        CREATE TABLE hub.parent (id int PRIMARY KEY);
+        INSERT INTO hub.parent VALUES (1), (13);
+        CREATE TABLE hub.item (id int PRIMARY KEY, code varchar(6) NOT NULL UNIQUE, price smallint CHECK (price > 0),
+            share numeric, note int REFERENCES hub.parent);
+        INSERT INTO hub.item VALUES (0, 'taken', 1, 1, 1);
+        CREATE FUNCTION hub.refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$BEGIN IF NEW.note = 13 THEN RAISE 'unlucky %', NEW.code; END IF; RETURN NEW; END$$;
+        CREATE TRIGGER refuse BEFORE INSERT ON hub.item FOR EACH ROW EXECUTE FUNCTION hub.refuse();
+        """,
+        spec(
+            "src.item",
+            "hub.item",
+            "SELECT i.id, i.code, i.price::smallint AS price, 1 / (i.price - 7) AS share, i.note::int AS note "
+            "FROM src.item i",
+            **ASIDE,
+        ),
+    )
+    wrong, sqlstate = REFUSALS[case]
+    values = {"code": "bad", "price": "3", "note": "1", **wrong}
+    batch = hub.batch().insert("item", id="1", code="a", price="2", note="1").insert("item", id="2", **values)
+    batch.commit().insert("item", id="3", code="c", price="2", note="1")
+    hub.apply(batch)
+    assert hub.rows("SELECT id FROM hub.item ORDER BY id") == [(0,), (1,), (3,)]
+    ((key, row, found, message, place, operation),) = hub.rows(
+        "SELECT key, \"row\", sqlstate, message, position::text || ' ' || ordinal || ' ' || xid, operation "
+        "FROM towline.quarantine"
+    )
+    assert json.loads(key) == {"id": "2"}
+    assert row == {"id": "2", **values}
+    assert (found, place, operation) == (sqlstate, "0/1000 1 700", "insert")
+    assert sqlstate in message and not any(f"'{value}'" in message or "unlucky" in message for value in values.values())
+    assert balanced(hub) == [("src.item", 3, 1)]
+
+
+def test_later_changes_of_the_row(hub: Hub) -> None:
+    """What fails joins in order; a full row that succeeds, or a delete, takes the place of all before."""
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    hub.apply(hub.batch().insert("item", id="1", code="a", price="-1").insert("item", id="2", code="b", price="-2"))
+    hub.apply(hub.batch().update("item", id="1", code="a", price="-3").insert("item", id="3", code="c", price="1"))
+    assert hub.rows(ENTRIES) == [
+        ("1", "insert", "open", "23514"),
+        ("2", "insert", "open", "23514"),
+        ("1", "update", "open", "23514"),
+    ]
+    hub.targets.pop().close()  # another daemon knows it from the table
+    hub.apply(hub.batch().update("item", id="1", code="a", price="5").delete("item", id="2"))
+    assert [state for _, _, state, _ in hub.rows(ENTRIES)] == ["superseded"] * 3
+    assert hub.rows(ITEMS) == [(1, "a", "5", None), (3, "c", "1", None)]
+    assert balanced(hub) == [("src.item", 6, 3)]
+    assert hub.rows("SELECT count(*) FROM towline.quarantine WHERE behind OR resolved_at IS NULL") == [(0,)]
+
+
+def test_one_transaction_after_the_other_in_one_batch(hub: Hub) -> None:
+    """Within a batch, too: only the last version counts where it succeeds, else each is set aside."""
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    batch = hub.batch().insert("item", id="1", code="a", price="-1").commit()
+    hub.apply(batch.update("item", id="1", code="a", price="1").insert("item", id="2", code="b", price="1"))
+    assert hub.rows(ENTRIES) == []
+    batch = (
+        hub.batch().update("item", id="1", code="a", price="2").commit().update("item", id="1", code="a", price="-2")
+    )
+    hub.apply(batch.commit().update("item", id="2", code="b", price="-3"))
+    assert [key for key, *_ in hub.rows(ENTRIES)] == ["1", "2"]
+    assert hub.rows(ITEMS) == [(1, "a", "2", None), (2, "b", "1", None)]
+
+
+def test_columns_that_were_not_sent(hub: Hub) -> None:
+    """Of a row that is behind nothing is lent: what a later change leaves out is read from the source."""
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    hub.apply(hub.batch().insert("item", id="1", code="a", price="1", note="old"))
+    hub.apply(hub.batch().update("item", id="1", code="a", price="-1", note="new"))
+    hub.apply(hub.batch().update("item", id="1", missing="note", code="a2", price="-1"))
+    assert hub.rows('SELECT operation, "row", not_sent FROM towline.quarantine ORDER BY id') == [
+        ("update", {"id": "1", "code": "a", "price": "-1", "note": "new"}, []),
+        ("update", {"id": "1", "code": "a2", "price": "-1"}, ["note"]),
+    ]
+    hub.source_rows["item"] = [{"id": "1", "code": "a3", "price": "4", "note": "new"}]
+    hub.apply(hub.batch().update("item", id="1", missing="note", code="a3", price="4"))
+    assert hub.rows(ITEMS) == [(1, "a3", "4", "new")]
+    assert [state for _, _, state, _ in hub.rows(ENTRIES)] == ["superseded", "superseded"]
+    reads = len(hub.reread_keys)
+    hub.apply(hub.batch().update("item", id="1", missing="note", code="a4", price="4"))
+    assert hub.rows(ITEMS) == [(1, "a4", "4", "new")] and len(hub.reread_keys) == reads
+
+
+def test_a_change_of_key(hub: Hub) -> None:
+    """The old key's row goes; the new row is set aside under its key, whole or with what was not sent."""
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    hub.apply(hub.batch().insert("item", id="1", code="a", price="1", note="n").insert("item", id="2", price="2"))
+    batch = hub.batch().rekey("item", {"id": "1"}, id="10", code="a", price="-1", missing="note")
+    hub.source_rows["item"] = [{"id": "10", "code": "a", "price": "-1", "note": "n"}]
+    hub.apply(batch.insert("item", id="3", price="3"))
+    assert hub.rows(ITEMS) == [(2, None, "2", None), (3, None, "3", None)]
+    assert hub.rows('SELECT key, "row", not_sent FROM towline.quarantine') == [
+        ('{"id": "10"}', {"id": "10", "code": "a", "price": "-1"}, ["note"])
+    ]
+    hub.source_rows["item"] = [{"id": "11", "code": "a", "price": "1", "note": "n"}]
+    hub.apply(hub.batch().rekey("item", {"id": "10"}, id="11", code="a", price="1", missing="note"))
+    assert hub.rows(ITEMS) == [(2, None, "2", None), (3, None, "3", None), (11, "a", "1", "n")]
+    assert hub.rows(ENTRIES) == [("10", "update", "superseded", "23514")]
+    assert balanced(hub) == [("src.item", 7, 1)]
+
+
+def test_a_delete_that_is_refused(hub: Hub) -> None:
+    """Something at the target still refers to the row. What comes after its delete takes that one's place."""
+    hub.set_up(ITEM + "CREATE TABLE hub.child (item int REFERENCES hub.item)", spec("src.item", "hub.item", **ASIDE))
+    hub.apply(hub.batch().insert("item", id="1", code="a", price="1"))
+    hub.sql.execute("INSERT INTO hub.child VALUES (1)")
+    hub.apply(hub.batch().delete("item", id="1").insert("item", id="2", code="b", price="1"))
+    assert hub.rows(ENTRIES) == [("1", "delete", "open", "23503")]
+    assert hub.rows('SELECT "row" FROM towline.quarantine') == [(None,)]
+    hub.apply(hub.batch().insert("item", id="1", code="again", price="1"))
+    assert hub.rows(ENTRIES) == [("1", "delete", "superseded", "23503")]
+
+
+def test_deletes_that_the_target_ignores(binary: Hub) -> None:
+    """Where deleted rows are kept, the last version of one is still due."""
+    hub = binary
+    hub.set_up(ITEM, spec("src.item", "hub.item", on_delete=OnDelete.IGNORE, **ASIDE))
+    hub.apply(hub.batch().insert("item", id="1", code="a", price="-1"))
+    hub.apply(hub.batch().delete("item", id="1"))
+    assert hub.rows(ENTRIES) == [("1", "insert", "open", "23514")]
+
+
+def test_truncate_supersedes(binary: Hub) -> None:
+    """The target is emptied: nothing that was set aside is due any more."""
+    hub = binary
+    hub.set_up(ITEM, spec("src.item", "hub.item", on_truncate=OnTruncate.DELETE, **ASIDE))
+    hub.apply(hub.batch().insert("item", id="1", code="a", price="-1"))
+    hub.apply(hub.batch().truncate("item").insert("item", id="2", code="b", price="1"))
+    assert hub.rows(ENTRIES) == [("1", "insert", "superseded", "23514")]
+
+
+def test_of_two_routes_one_refuses(hub: Hub) -> None:
+    """The other one applies the row. When it is the one that halts that refuses, nothing of the batch is kept."""
+    hub.set_up(
+        ITEM + "CREATE TABLE hub.copy (LIKE hub.item INCLUDING INDEXES)",
+        spec("src.item", "hub.item", name="strict", **ASIDE),
+        spec("src.item", "hub.copy", name="lax"),
+    )
+    hub.apply(hub.batch().insert("item", id="1", code="a", price="-1").insert("item", id="2", code="b", price="1"))
+    assert hub.rows(ITEMS) == [(2, "b", "1", None)]
+    assert hub.rows("SELECT id FROM hub.copy ORDER BY id") == [(1,), (2,)]
+    assert hub.rows("SELECT route, key FROM towline.quarantine") == [("strict", '{"id": "1"}')]
+    assert balanced(hub) == [("lax", 2, 0), ("strict", 2, 1)]
+    hub.sql.execute("ALTER TABLE hub.copy ADD CHECK (price <> 3)")
+    bad = hub.batch().insert("item", id="3", code="c", price="-1").commit().insert("item", id="4", code="d", price="3")
+    with pytest.raises(RowRefused, match=r"lax.*0/1100"):
+        hub.apply(bad)
+    hub.targets[0].rollback()
+    assert len(hub.rows(ENTRIES)) == 1 and balanced(hub) == [("lax", 2, 0), ("strict", 2, 1)]
+    hub.apply(hub.batch().update("item", id="1", code="a", price="1"))  # what was rolled back is forgotten
+    assert hub.rows(ENTRIES) == [("1", "insert", "superseded", "23514")]
+
+
+def test_rows_of_a_chunk(hub: Hub) -> None:
+    """The first copy goes on without its bad rows, too; copied again, they are superseded."""
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    target = hub.target()
+    for price in ("-1", "1"):
+        rows: list[Values] = [
+            {"id": str(n), "code": f"c{n}", "price": price if n == 500 else "1"} for n in range(1, 1001)
+        ]
+        target.begin()
+        target.load(ChunkLoad(hub.routes[0], hub.chunk("item", rows, 0x1800), RouteState("src.item", "streaming")))
+        target.commit(0x2000, None)
+        assert hub.rows("SELECT count(*) FROM hub.item") == [(999 if price == "-1" else 1000,)]
+    assert hub.rows("SELECT key, position::text, operation, xid, state FROM towline.quarantine") == [
+        ('{"id": "500"}', "0/1800", "snapshot", None, "superseded")
+    ]
+    assert balanced(hub) == [("src.item", 2000, 1)]
+
+
+FAMILY = """
+CREATE SCHEMA src; CREATE SCHEMA hub;
+CREATE TABLE src.parent (id int PRIMARY KEY, name text);
+CREATE TABLE src.child (id int PRIMARY KEY, parent int);
+CREATE TABLE hub.parent (id int PRIMARY KEY, name text CHECK (name <> 'bad'));
+CREATE TABLE hub.child (id int PRIMARY KEY, parent int REFERENCES hub.parent {});
+"""
+
+
+@pytest.mark.parametrize("deferred", ["", "DEFERRABLE INITIALLY DEFERRED", "DEFERRABLE"])
+def test_rows_that_refer_to_what_was_set_aside(hub: Hub, deferred: str) -> None:
+    """Their foreign key fails at once or at the end of the transaction; either way it is they who are set aside."""
+    hub.set_up(
+        FAMILY.format(deferred), spec("src.parent", "hub.parent", **ASIDE), spec("src.child", "hub.child", **ASIDE)
+    )
+    batch = hub.batch().insert("parent", id="1", name="good").insert("child", id="11", parent="1").commit()
+    batch.insert("child", id="22", parent="2").insert("child", id="13", parent="1")
+    batch.insert("parent", id="2", name="bad")
+    batch.commit().insert("child", id="33", parent="3").insert("parent", id="3", name="late")
+    batch.commit().insert("child", id="14", parent="1")
+    hub.apply(batch)
+    assert hub.rows("SELECT id FROM hub.parent ORDER BY id") == [(1,), (3,)]
+    assert hub.rows("SELECT id FROM hub.child ORDER BY id") == [(11,), (13,), (14,), (33,)]
+    found = {key: (state, code) for key, _, state, code in hub.rows(ENTRIES)}
+    assert found == {"2": ("open", "23514"), "22": ("open", "23503")}
+    assert dict((route, seen) for route, seen, _ in balanced(hub)) == {"src.child": 5, "src.parent": 3}
+
+
+def test_a_commit_that_is_refused_halts_where_routes_halt(binary: Hub) -> None:
+    """And where the transaction is larger than a piece, since its rows are no longer at hand."""
+    hub = binary
+    specs = spec("src.parent", "hub.parent", **ASIDE), spec("src.child", "hub.child")
+    hub.set_up(FAMILY.format("DEFERRABLE"), *specs)
+    batch = hub.batch().insert("parent", id="1", name="bad").commit().insert("child", id="2", parent="1")
+    with pytest.raises(RowRefused, match=r"src\.child.*0/1100.*ForeignKeyViolation"):
+        hub.apply(batch)
+    hub.targets[0].rollback()
+    assert hub.rows(ENTRIES) == []
+    hub.targets[0].begin()
+    for number in ("3", "4"):
+        piece = hub.batch().insert("child", id=number, parent="9").piece(None if number == "3" else START)
+        hub.targets[0].apply(piece, {"src.child"}, hub.reread)
+    with pytest.raises(TransactionRefused):
+        hub.targets[0].commit(START, None)
+
+
+def test_the_end_of_what_is_deferred_may_be_waited_for(binary: Hub) -> None:
+    """Inside a transaction a row may come before what it refers to, change again, and go: only the last counts."""
+    hub = binary
+    hub.set_up(
+        FAMILY.format("DEFERRABLE"), spec("src.parent", "hub.parent", **ASIDE), spec("src.child", "hub.child", **ASIDE)
+    )
+    batch = hub.batch().insert("child", id="1", parent="5").insert("child", id="2", parent="6")
+    batch.insert("child", id="3", parent="404").update("child", id="1", parent="6").delete("child", id="2")
+    batch.insert("parent", id="6", name="six")
+    hub.apply(batch)
+    assert hub.rows("SELECT id, parent FROM hub.child") == [(1, 6)]
+    assert hub.rows(ENTRIES) == [("3", "insert", "open", "23503")]
+    assert balanced(hub) == [("src.child", 5, 1), ("src.parent", 1, 0)]
+
+
+def test_sensitive_columns_are_masked(hub: Hub) -> None:
+    """Their values are not kept; what another route's columns hold is not kept either."""
+    hub.set_up(
+        ITEM + "CREATE TABLE hub.other (id int PRIMARY KEY, note text)",
+        spec("src.item", "hub.item", "SELECT i.id, i.code, i.price FROM src.item i", sensitive=("code",), **ASIDE),
+        spec("src.item", "hub.other", "SELECT i.id, i.note FROM src.item i", name="other"),
+    )
+    hub.apply(hub.batch().insert("item", id="1", code="secret", price="-1", note="hidden"))
+    assert hub.rows('SELECT "row", masked FROM towline.quarantine') == [
+        ({"id": "1", "code": "***", "price": "-1"}, ["code"])
+    ]
+    ((everything,),) = hub.rows("SELECT string_agg(q::text, '') FROM towline.quarantine q")
+    assert "secret" not in everything and "hidden" not in everything
+
+
+def test_too_large_a_share(binary: Hub) -> None:
+    """It is not the rows then: the batch is given up, and nothing of it is in the quarantine."""
+    hub = binary
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    limited(hub, max_share=0.1, min_rows=100)
+    batch = hub.batch()
+    for number in range(120):
+        batch.insert("item", id=str(number), code=f"c{number}", price="-1" if number % 4 == 0 else "1")
+    with pytest.raises(QuarantineFlooded, match="23514"):
+        hub.apply(batch)
+    hub.targets[0].rollback()
+    assert hub.rows(ENTRIES) == [] and hub.rows(ITEMS) == [] and balanced(hub) == []
+    few = hub.batch()
+    for number in range(10):
+        few.insert("item", id=str(number), code=f"c{number}", price="-1")
+    hub.apply(few)
+    assert len(hub.rows(ENTRIES)) == 10
+
+
+def test_too_many_in_the_quarantine(binary: Hub) -> None:
+    """The limit holds over many batches, and over daemons."""
+    hub = binary
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    for number in range(3):
+        limited(hub, max_open=3)
+        hub.apply(hub.batch().insert("item", id=str(number), code=f"c{number}", price="-1"))
+        hub.targets[0].close()
+    limited(hub, max_open=3)
+    with pytest.raises(QuarantineFull):
+        hub.apply(hub.batch().insert("item", id="9", code="c9", price="-1"))
+    hub.targets[0].rollback()
+    hub.apply(hub.batch().update("item", id="1", code="c1", price="1"))
+    assert len(hub.rows(ENTRIES)) == 3
+
+
+def test_what_is_not_a_row_error(binary: Hub) -> None:
+    """A column that is gone is nothing that rows can be set aside for."""
+    hub = binary
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    hub.target()
+    hub.sql.execute("ALTER TABLE hub.item DROP note")
+    with pytest.raises(TargetTableChanged):
+        hub.apply(hub.batch().insert("item", id="1", code="a", price="1"))
+
+
+def test_halt_is_the_default(binary: Hub) -> None:
+    """Nothing is set aside that the pipeline file does not say so of."""
+    hub = binary
+    hub.set_up(ITEM, spec("src.item", "hub.item"))
+    with pytest.raises(RowRefused, match="0/1100"):
+        hub.apply(hub.batch().insert("item", id="1", price="1").commit().insert("item", id="2", price="-1"))
+
+
+def test_the_cost_of_finding_a_few_bad_rows(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred bad rows in fifty thousand: a bounded number of statements for each, and few times the rows staged."""
+    hub = Hub(database, Format.TEXT)
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    target = hub.target()
+    executor = target._executing()
+    statements = rows = 0
+    run, copy = executor.run, executor.copy
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        nonlocal statements
+        statements += 1
+        return run(*arguments, **options)
+
+    def copying(statement: str, frame: Any) -> None:
+        nonlocal rows
+        rows += len(frame)
+        copy(statement, frame)
+
+    monkeypatch.setattr(executor, "run", counting)
+    monkeypatch.setattr(executor, "copy", copying)
+    total, bad = 50_000, 100
+    chunk = hub.chunk(
+        "item",
+        [{"id": str(n), "code": str(n), "price": "-1" if n % (total // bad) == 77 else "1"} for n in range(total)],
+    )
+    target.begin()
+    target.load(ChunkLoad(hub.routes[0], chunk, RouteState("src.item", "streaming")))
+    target.commit(START, None)
+    assert hub.rows("SELECT count(*) FROM hub.item") == [(total - bad,)]
+    assert hub.rows("SELECT count(*) FROM towline.quarantine WHERE state = 'open'") == [(bad,)]
+    hub.close()
+    assert statements / bad < 120
+    assert rows / total < 12

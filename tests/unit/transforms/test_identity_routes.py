@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from tests.unit.transforms.catalogs import SOURCE, STATE, TYPES, catalog, named, route, table
 from towline_transforms.check import check_routes, expand, tables_needed
 from towline_transforms.problems import Problem, ProblemKind, RouteError
-from towline_transforms.route import OnDelete, Route, RouteSpec
+from towline_transforms.route import OnDelete, OnError, Route, RouteSpec
 from towline_transforms.schema import Catalog, Column, SqlType, Table, TypeKind
 
 K = ProblemKind
@@ -47,6 +47,13 @@ def test_pattern_stands_for_all_tables_of_the_schema() -> None:
         ("public.orders", "replica.orders"),
     ]
     assert all(r.create and r.identity for r in routes)
+
+
+def test_pattern_masks_the_columns_that_a_table_has() -> None:
+    """A column that some tables lack is no mistake beside a pattern."""
+    spec = replace(route(source="public.*", into="replica.*"), sensitive=("note", "id"))
+    routes = {found.name: found.sensitive for found in check_routes([spec], ERP, EMPTY)}
+    assert routes == {"public.Item List": {"id"}, "public.events": {"id"}, "public.orders": {"note", "id"}}
 
 
 def test_explicit_route_comes_before_a_pattern() -> None:
@@ -312,6 +319,9 @@ BAD = [
     Bad("not-null", PLAIN, catalog(ORDERS), orders_at_target(AS_IS + ", must int!"), K.NOT_NULL, "must", "SET DEFAULT"),
     Bad("generated-source-not-null", PLAIN, catalog(ORDERS), orders_at_target(AS_IS + ", twice numeric!"),
         K.NOT_NULL, "twice"),
+    Bad("masked-unknown", replace(PLAIN, sensitive=("notes",)), catalog(ORDERS), EMPTY, K.SENSITIVE, "notes", "note"),
+    Bad("masked-key", replace(PLAIN, sensitive=("id",), on_error=OnError.QUARANTINE), catalog(ORDERS), EMPTY,
+        K.SENSITIVE, "id", "on_error: halt"),
     Bad("no-key", PLAIN, catalog(ORDERS), orders_at_target(AS_IS, ""), K.TARGET_KEY, says='ADD UNIQUE ("id");'),
     Bad("other-key", PLAIN, catalog(ORDERS), orders_at_target(AS_IS, "code"), K.TARGET_KEY, says='ADD UNIQUE ("id");'),
     Bad("key-not-identity", route(source="public.orders", into="hub.orders", key="code"), catalog(ORDERS),

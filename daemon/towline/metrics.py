@@ -31,6 +31,7 @@ ROUTE_STATE = "towline_route_state"
 ROUTE_COPIED = "towline_route_copied_rows"
 ROUTE_ESTIMATE = "towline_route_estimated_rows"
 QUARANTINE_OPEN = "towline_quarantine_open_rows"
+ROUTE_SWEEP = "towline_route_sweep"
 ROLE_STATE = "towline_role"
 BUILD = "towline_build_info"
 UP_SINCE = "towline_up_since_timestamp_seconds"
@@ -75,6 +76,9 @@ class Metrics:
         )
         self._quarantine = self._gauge(
             QUARANTINE_OPEN, "Refused rows that were set aside and wait for a person.", ROUTE
+        )
+        self._sweep = self._gauge(
+            ROUTE_SWEEP, "1 while rows that the source no longer has are still to be removed, after a resync.", ROUTE
         )
         self._role = self._gauge(ROLE_STATE, "1 for what this daemon is doing.", ROLE)
         self._gauge(BUILD, "1; the labels tell the version.", "version", "python").labels(
@@ -127,6 +131,10 @@ class Metrics:
         self._copied.labels(self.pipeline, state.route).set(state.copied)
         self._estimate.labels(self.pipeline, state.route).set(state.estimate)
 
+    def sweeping(self, route: str, *, wanted: bool) -> None:
+        """Whether rows that the source no longer has are still to be removed from a route's table."""
+        self._sweep.labels(self.pipeline, route).set(wanted)
+
     def role(self, role: str) -> None:
         """What this daemon is doing: one of ROLES."""
         for name in ROLES:
@@ -142,6 +150,7 @@ class Metrics:
             self._copied.remove(self.pipeline, route)
             self._quarantine.remove(self.pipeline, route)
             self._estimate.remove(self.pipeline, route)
+            self._sweep.remove(self.pipeline, route)
 
     def _counter(self, name: str, help_: str, *labels: str) -> Counter:
         return Counter(name, help_, [PIPELINE, *labels], registry=self.registry)

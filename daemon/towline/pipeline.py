@@ -80,7 +80,9 @@ class Pipeline:
     """One source, one target, many routes; runs in the thread that calls `run`.
 
     ``checkpoint``: the position that is durable. ``reached``: the position up to which nothing is left to apply; it is
-    ahead of the checkpoint while the source writes nothing that is routed.
+    ahead of the checkpoint while the source writes nothing that is routed. ``durable``: the position up to which the
+    target has everything, and shows it; as far as ``reached``, but while a transaction is open.
+    ``unfinished``: whether something beside the loop is still to be done before it has caught up.
     """
 
     def __init__(
@@ -97,8 +99,10 @@ class Pipeline:
         checkpoint_seconds: float,
         observer: Observer,
         announce: Callable[[str], None] = lambda point: None,
+        unfinished: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.checkpoint = self.reached = position
+        self.checkpoint = self.reached = self.durable = position
+        self._unfinished = unfinished
         self._stream = stream
         self._target = target
         self._reader = reader
@@ -134,12 +138,12 @@ class Pipeline:
                     continue
                 piece = self._stream.poll(_CHUNK_WAIT if self._chunk is not None else 0.5)
                 if piece is None:
-                    self.reached = max(self.reached, self._stream.idle_position)
+                    self.durable = self.reached = max(self.reached, self._stream.idle_position)
                     self._rest(until)
                 elif piece.rowsets or piece.truncated or piece.end is None:
                     self._batch(piece)
                 else:  # nothing of it is routed: the checkpoint moves with the next commit, or when it is due
-                    self.reached = piece.end
+                    self.durable = self.reached = piece.end
                     self._rest(until)
         except Stopped:
             log.debug("stopped inside a batch")
@@ -194,7 +198,7 @@ class Pipeline:
         self._announce("committing")
         committed = self._target.commit(self.reached, self._commit_time)
         self._announce("committed")
-        self.checkpoint = self.reached
+        self.checkpoint = self.durable = self.reached
         self._stream.acknowledge(self.checkpoint)
         self._announce("acknowledged")
         self._touched = self._spoken = time.monotonic()
@@ -214,7 +218,7 @@ class Pipeline:
             self._breathe()
 
     def _caught_up(self, until: int | None) -> bool:
-        return until is not None and self._snapshots.done and self.checkpoint >= until
+        return until is not None and self._snapshots.done and self.checkpoint >= until and not self._unfinished()
 
     # ---- snapshots -------------------------------------------------------------------------------------------
 

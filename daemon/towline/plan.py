@@ -12,9 +12,9 @@ import psycopg
 
 from towline.change import Relation
 from towline.config import PipelineConfig
-from towline.errors import RoutesRefused, SlotInUse, SlotMissing
+from towline.errors import ResyncUnfinished, RoutesRefused, SlotInUse, SlotMissing
 from towline.logs import event
-from towline.position import format_lsn
+from towline.position import ZERO, format_lsn
 from towline.postgres import catalog, session
 from towline.source import Finding, SlotState, Step
 from towline.source.postgres import setup as source_setup
@@ -153,9 +153,7 @@ def apply(prepared: Prepared, report: Callable[[Step], None]) -> None:
     for step in found.steps:
         report(step)
     target_setup.execute(prepared.target, found.steps)
-    for step in _source_steps(prepared):
-        report(step)
-        source_setup.execute(prepared.source, [step])
+    apply_source(prepared, report)
     if checkpoint is not None:
         return
     with _tables(config) as tables:
@@ -168,6 +166,13 @@ def apply(prepared: Prepared, report: Callable[[Step], None]) -> None:
             slot=config.source.slot,
             plugin=config.source.plugin,
         )
+
+
+def apply_source(prepared: Prepared, report: Callable[[Step], None]) -> None:
+    """The part of `apply` at the source alone: publication and slot."""
+    for step in _source_steps(prepared):
+        report(step)
+        source_setup.execute(prepared.source, [step])
 
 
 @contextmanager
@@ -218,6 +223,8 @@ def _slot(prepared: Prepared) -> SlotState:
 
 def _consistent(config: PipelineConfig, checkpoint: Checkpoint | None, slot: SlotState) -> None:
     """A checkpoint without its slot is a gap, which no `apply` may paper over; a slot without one must be nobody's."""
+    if checkpoint is not None and checkpoint.position == ZERO:
+        raise ResyncUnfinished("a resync has begun, and has not made the slot anew yet")
     if checkpoint is not None and not slot.exists:
         raise SlotMissing(
             f"replication slot {config.source.slot} does not exist; "

@@ -30,6 +30,7 @@ from towline.source.postgres.stream import PostgresStream
 from towline.source.postgres.tables import PostgresTables
 from towline.source.postgres.timelines import Timelines
 from towline.start_checks import SourceNow, check_start
+from towline.sweeper import Sweeper
 from towline.target import Checkpoint
 from towline.target.postgres.writer import PostgresTarget, Session
 
@@ -209,6 +210,19 @@ class Replication:
         def reread(relation: Relation, keys: Frame) -> Chunk:
             return tables.fetch(relation, keys)
 
+        sweeper = Sweeper(
+            config,
+            self._tables,
+            prepared.routes,
+            prepared.relations,
+            snapshots.states,
+            epoch=checkpoint.epoch,
+            durable=lambda: pipeline.durable,
+            copied=lambda: snapshots.done,
+            failed=lambda: pipeline.stop(),
+            observer=self._metrics,
+        )
+        stack.callback(sweeper.close)
         pipeline = Pipeline(
             stream=stream,
             target=target,
@@ -221,6 +235,7 @@ class Replication:
             checkpoint_seconds=config.checkpoint_seconds,
             observer=self._metrics,
             announce=self._announce,
+            unfinished=lambda: sweeper.unfinished,
         )
         for state in snapshots.states.values():
             self._metrics.route_state(state)
@@ -241,4 +256,7 @@ class Replication:
             epoch=checkpoint.epoch,
             routes_to_copy=sum(1 for state in snapshots.states.values() if state.state != STREAMING),
         )
+        sweeper.start()
         pipeline.run(until)
+        if sweeper.error is not None:
+            raise sweeper.error

@@ -41,7 +41,8 @@ FROM {ledger} WHERE pipeline = %s GROUP BY route
 class RouteStatus:
     """A route's snapshot and ledger. ``state`` None: not known to the control tables (yet).
 
-    ``known`` False: the control tables could not be read, and nothing here says anything.
+    ``sweep``: rows that the source no longer has are still to be removed. ``known`` False: the control tables could
+    not be read, and nothing here says anything.
     """
 
     name: str
@@ -51,6 +52,7 @@ class RouteStatus:
     counts: Counts = field(default_factory=Counts)
     last_applied: datetime | None = None
     known: bool = True
+    sweep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class Status:
                     "state": route.state,
                     "copied": route.copied,
                     "estimate": route.estimate,
+                    "sweep": route.sweep,
                     "seen": route.counts.seen,
                     "upserted": route.counts.upserted,
                     "deleted": route.counts.deleted,
@@ -306,7 +309,7 @@ def _route(name: str, target: _Target) -> RouteStatus:
     counts, last_applied = target.totals.get(name, (Counts(), None))
     if state is None:
         return RouteStatus(name, counts=counts, last_applied=last_applied)
-    return RouteStatus(name, state.state, state.copied, state.estimate, counts, last_applied)
+    return RouteStatus(name, state.state, state.copied, state.estimate, counts, last_applied, sweep=state.sweep)
 
 
 def _trouble(error: TowlineError, side: str) -> Trouble:

@@ -23,6 +23,7 @@ VERBS = {
     "preview": "data",
     "explain": "data",
     "verify": "data",
+    "resync": "resync",
     "schema": "files",
     "demo": "demo",
 }

@@ -25,11 +25,11 @@ def check(ctx: click.Context, pipeline_file: Path) -> None:
     warn(loaded)
     with planning.prepare(loaded) as prepared:
         findings, routes = prepared.findings, prepared.routes
-    _tell(ctx, findings)
+    tell(ctx, findings)
     click.echo(f"ok: {len(routes)} {'route holds' if len(routes) == 1 else 'routes hold'}")
 
 
-def _tell(ctx: click.Context, findings: list[Finding]) -> None:
+def tell(ctx: click.Context, findings: list[Finding]) -> None:
     """Print the findings; end the command when one of them is fatal."""
     for finding in findings:
         click.echo(f"{'error' if finding.fatal else 'warning'} {finding.code}: {finding.detail}")
@@ -75,7 +75,7 @@ def apply(ctx: click.Context, pipeline_file: Path) -> None:
         click.echo(f"{step.side}: {step.title}")
 
     with planning.prepare(config.load(pipeline_file)) as prepared:
-        _tell(ctx, [finding for finding in prepared.findings if finding.fatal])
+        tell(ctx, [finding for finding in prepared.findings if finding.fatal])
         planning.apply(prepared, report)
     click.echo(f"applied: {done} {'step' if done == 1 else 'steps'}" if done else "nothing to do")
 

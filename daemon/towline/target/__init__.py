@@ -54,6 +54,8 @@ class RouteState:
     """How far a route's snapshot is: ``pending`` (changes are skipped), ``copying``, ``streaming``.
 
     ``cursor``: the source key up to which rows were copied. ``estimate``: rows that the table had when copying began.
+    ``sweep``: it is a copy over rows that are there already, and those that the source no longer has are to be removed
+    after it; writing a state leaves that as it is.
     """
 
     route: str
@@ -61,6 +63,7 @@ class RouteState:
     cursor: Cursor | None = None
     copied: int = 0
     estimate: int = 0
+    sweep: bool = False
 
 
 @dataclass(slots=True)

@@ -129,6 +129,16 @@ def _waited(connection: psycopg.Connection, step: Step, patience: float) -> Sour
     )
 
 
+def drop_slot(connection: psycopg.Connection, slot: str) -> None:
+    """Drop the slot, if it is there. Raises SlotInUse while somebody reads it."""
+    with translating("source"):
+        connection.execute(
+            "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots"
+            " WHERE slot_name = %s",
+            (slot,),
+        )
+
+
 def drop(connection: psycopg.Connection, *, slot: str, publication: str) -> None:
     """Remove the slot and the publication, if they are there. Raises SlotInUse while a daemon reads the slot."""
     with translating("source"):

@@ -36,7 +36,7 @@ FROM {schema}.checkpoint WHERE pipeline = %s
 """
 
 _STATES = """
-SELECT route, state, cursor, copied, estimate FROM {schema}.route_state WHERE pipeline = %s ORDER BY route
+SELECT route, state, cursor, copied, estimate, sweep FROM {schema}.route_state WHERE pipeline = %s ORDER BY route
 """
 
 _LEDGER = """
@@ -110,8 +110,8 @@ def read_checkpoint(connection: psycopg.Connection[Any], schema: str, pipeline: 
 def read_states(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> dict[str, RouteState]:
     """The state of every route that the control tables know, by name. Raises NotSetUp."""
     return {
-        route: RouteState(route, state, None if cursor is None else tuple(cursor), copied, estimate)
-        for route, state, cursor, copied, estimate in _read(connection, _STATES, schema, pipeline)
+        route: RouteState(route, state, None if cursor is None else tuple(cursor), copied, estimate, sweep)
+        for route, state, cursor, copied, estimate, sweep in _read(connection, _STATES, schema, pipeline)
     }
 
 

@@ -33,6 +33,9 @@ CREATE TABLE IF NOT EXISTS {schema}.route_state (
     PRIMARY KEY (pipeline, route)
 );
 
+-- sweep: rows of the target that the source does not have are to be removed once the route has been copied.
+ALTER TABLE {schema}.route_state ADD COLUMN IF NOT EXISTS sweep boolean NOT NULL DEFAULT false;
+
 -- What became of every row, by route and hour.
 CREATE TABLE IF NOT EXISTS {schema}.ledger (
     pipeline      text,

@@ -1,0 +1,257 @@
+"""`towline resync`: a stream that cannot go on is begun anew, over rows that stay readable; nothing is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.support.databases import NewDatabase
+from tests.support.line import Line
+from towline import plan, resync
+from towline.cli import cli
+from towline.demo.server import Server
+from towline.errors import (
+    NotSetUp,
+    ResyncUnfinished,
+    SlotAhead,
+    SlotMissing,
+    SlotOfAnotherPlugin,
+    SlotUnusable,
+    SourceReplaced,
+    SourceRewound,
+    TowlineError,
+)
+
+ROUTES = """
+  - {from: public.*, into: replica.*}
+  - name: open_sale
+    from: public.sale
+    into: hub.open_sale
+    select: SELECT 'S-' || s.id AS no, s.quantity FROM sale s WHERE s.quantity > 0
+"""
+
+SOURCE = """
+CREATE TABLE item (id int PRIMARY KEY, name text);
+CREATE TABLE sale (id int PRIMARY KEY, item int REFERENCES item, quantity int);
+INSERT INTO item SELECT n, 'item ' || n FROM generate_series(1, 500) n;
+INSERT INTO sale SELECT n, 1 + n % 500, n % 3 FROM generate_series(1, 1000) n;
+"""
+
+HUB = """
+CREATE SCHEMA replica; CREATE SCHEMA hub;
+CREATE TABLE replica.item (id int PRIMARY KEY, name text);
+CREATE TABLE replica.sale (id int PRIMARY KEY, item int REFERENCES replica.item, quantity int);
+CREATE TABLE hub.open_sale (no text PRIMARY KEY, quantity int);
+"""
+
+#: What the pipeline does not see, since nothing keeps it: rows that go, come and change.
+MEANWHILE = """
+DELETE FROM sale WHERE item > 450;
+DELETE FROM item WHERE id > 450;
+DELETE FROM sale WHERE id % 10 = 0;
+UPDATE item SET name = 'changed ' || id WHERE id % 7 = 0;
+UPDATE sale SET quantity = 0 WHERE id % 9 = 0;
+INSERT INTO item VALUES (1000, 'new');
+INSERT INTO sale VALUES (5000, 1000, 2);
+"""
+
+
+@pytest.fixture
+def line(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> Line:
+    """Three routes, replicated once, in several chunks."""
+    line = Line.make(tmp_path, new_database(pg18), new_database(hub18), ROUTES, more="snapshot: {chunk_rows: 200}")
+    line.at_source(SOURCE)
+    line.at_hub(HUB)
+    line.apply()
+    line.run()
+    equal(line)
+    return line
+
+
+def equal(line: Line) -> None:
+    """All three tables hold what the source has, and no more; nothing is left to be done."""
+    line.same("item", "replica.item")
+    line.same("sale", "replica.sale")
+    line.same("(SELECT 'S-' || id AS no, quantity FROM sale WHERE quantity > 0)", "hub.open_sale")
+    assert line.at_hub("SELECT bool_or(sweep) FROM towline.route_state") == [(False,)]
+    assert line.verify().differing == 0
+
+
+def again(line: Line, *routes: str) -> Result:
+    return CliRunner().invoke(cli, ["resync", str(line.path), *routes, "--yes"], catch_exceptions=False)
+
+
+def drop(line: Line) -> None:
+    line.at_source("SELECT pg_drop_replication_slot(%s)", line.config.source.slot)
+
+
+def advance(line: Line) -> None:
+    line.at_source("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", line.config.source.slot)
+
+
+def other_plugin(line: Line) -> None:
+    drop(line)
+    line.at_source("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", line.config.source.slot)
+
+
+def other_server(line: Line) -> None:
+    line.at_hub("UPDATE towline.checkpoint SET system_identifier = '42'")
+    drop(line)
+
+
+def rewound(line: Line) -> None:
+    line.at_hub("UPDATE towline.checkpoint SET position = 'FFFFFFFF/0'")
+
+
+@pytest.mark.parametrize(
+    ("harm", "error"),
+    [
+        (drop, SlotMissing),
+        (advance, SlotAhead),
+        (other_plugin, SlotOfAnotherPlugin),
+        (other_server, SourceReplaced),
+        (rewound, SourceRewound),
+    ],
+)
+def test_a_stream_that_cannot_go_on(line: Line, harm: Callable[[Line], None], error: type[TowlineError]) -> None:
+    """It halts, and names `towline resync`, which brings the target in line: vanished rows go, correct ones stay."""
+    line.at_hub("CREATE TABLE before AS SELECT id, xmin::text AS version FROM replica.item")
+    line.at_hub("DELETE FROM before WHERE id % 7 = 0 OR id > 450")
+    line.at_source(MEANWHILE)
+    harm(line)
+    with pytest.raises(error) as caught:
+        line.run()
+    assert "towline resync" in caught.value.advice
+    done = again(line)
+    assert done.exit_code == 0, done.output
+    assert error.code in done.output
+    assert len(line.at_hub("SELECT FROM replica.item")) == 500  # nothing is gone before there is something better
+    line.run()
+    equal(line)
+    untouched = "SELECT count(*) FROM before b JOIN replica.item i ON i.id = b.id AND i.xmin::text = b.version"
+    assert line.at_hub(untouched) == line.at_hub("SELECT count(*) FROM before")
+    line.at_source("INSERT INTO item VALUES (1001, 'later')")
+    line.run()
+    equal(line)
+
+
+@pytest.mark.parametrize("point", ["target: 3", "source: replication slot", "publication", "target: checkpoint"])
+def test_interrupted(line: Line, point: str) -> None:
+    """Killed between any two steps, nothing goes on from a wrong place, and running it again finishes it."""
+    line.at_source(MEANWHILE)
+    drop(line)
+    line.at_source(f'DROP PUBLICATION "{line.config.source.publication}"')
+
+    def killed(step: str) -> None:
+        if step.startswith(point) or point in step:
+            raise InterruptedError
+
+    with plan.prepare(line.config) as prepared, pytest.raises(InterruptedError):
+        resync.execute(prepared, resync.plan(prepared), killed)
+    line.at_source("UPDATE item SET name = 'while interrupted' WHERE id = 1")
+    if point != "target: checkpoint":
+        with pytest.raises(ResyncUnfinished):
+            line.run()
+        with pytest.raises(ResyncUnfinished):
+            line.apply()
+    assert again(line).exit_code == 0
+    line.run()
+    equal(line)
+
+
+@pytest.mark.parametrize("point", ["chunk-loaded", "committing", "committed"])
+def test_the_copying_is_interrupted(line: Line, point: str) -> None:
+    """The daemon dies in the middle of the second copy: the next one goes on from the last chunk, and still sweeps."""
+    line.at_source(MEANWHILE)
+    drop(line)
+    again(line)
+    left = 4
+
+    def killed(passed: str) -> None:
+        nonlocal left
+        left -= passed == point
+        if left == 0:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        line.replication(announce=killed).run(until_caught_up=True)
+    assert line.at_hub("SELECT bool_and(sweep) FROM towline.route_state") == [(True,)]
+    line.run()
+    equal(line)
+
+
+def test_changes_during_the_copy(line: Line) -> None:
+    """Rows come, go and change between the chunks: what the stream says holds, and what it says is deleted stays so."""
+    line.at_source(MEANWHILE)
+    drop(line)
+    again(line)
+    with psycopg.connect(line.source, autocommit=True) as source:
+        numbers = iter(range(2000, 3000))
+
+        def disturb(passed: str) -> None:
+            if passed == "chunk-read":
+                n = next(numbers)
+                source.execute("INSERT INTO item VALUES (%s, 'late')", (n,))
+                source.execute("INSERT INTO sale VALUES (%s, %s, 1)", (n, n))
+                source.execute("DELETE FROM sale WHERE id IN (SELECT id FROM sale ORDER BY id LIMIT 3)")
+                source.execute("UPDATE item SET name = name || '!' WHERE id % 50 = 0")
+
+        line.replication(announce=disturb).run(until_caught_up=True)
+    line.run()
+    equal(line)
+
+
+def test_one_route(line: Line) -> None:
+    """Only that one is copied again; slot, checkpoint and the other routes are left alone."""
+    line.at_hub("DELETE FROM hub.open_sale WHERE quantity = 1")
+    line.at_hub("INSERT INTO hub.open_sale VALUES ('S-0', 7)")
+    line.at_hub("UPDATE hub.open_sale SET quantity = 99 WHERE no = 'S-2'")
+    before = line.at_hub("SELECT position, created_at FROM towline.checkpoint")
+    done = again(line, "open_sale")
+    assert done.exit_code == 0, done.output
+    assert line.at_hub("SELECT position, created_at FROM towline.checkpoint") == before
+    assert line.at_hub("SELECT route FROM towline.route_state WHERE sweep") == [("open_sale",)]
+    line.run()
+    equal(line)
+
+
+def test_it_asks(line: Line) -> None:
+    """Without --yes nothing is done before the answer; an unknown route and a stream that needs all are refused."""
+    drop(line)
+    runner = CliRunner()
+    asked = runner.invoke(cli, ["resync", str(line.path)], input="n\n")
+    assert asked.exit_code == 1
+    assert "make the replication slot" in asked.output
+    assert line.at_hub("SELECT bool_or(sweep) FROM towline.route_state") == [(False,)]
+    assert runner.invoke(cli, ["resync", str(line.path), "open_sal", "--yes"]).exit_code == 2
+    one = runner.invoke(cli, ["resync", str(line.path), "open_sale", "--yes"])
+    assert (one.exit_code, "TL-304" in one.output) == (3, True)
+    again(line)
+    line.run()
+    equal(line)
+
+
+def test_another_slot_is_never_dropped(line: Line) -> None:
+    """A slot that exists under a name that is new to the pipeline belongs to somebody else; so does a physical one."""
+    name = f"{line.config.source.slot}_other"
+    text = line.path.read_text("utf-8")
+    line.path.write_text(text.replace("plugin: pgoutput", f"plugin: pgoutput, slot: {name}"), "utf-8")
+    line.at_source("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", name)
+    with plan.prepare(line.config) as prepared, pytest.raises(SlotUnusable, match="not this pipeline's"):
+        resync.plan(prepared)
+    line.at_source("SELECT pg_drop_replication_slot(%s)", name)
+    assert again(line).exit_code == 0
+    line.run()
+    equal(line)
+
+
+def test_nothing_was_set_up(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
+    """There is nothing to do again before `apply`."""
+    line = Line.make(tmp_path, new_database(pg18), new_database(hub18), "  - {from: public.*, into: replica.*}")
+    line.at_source("CREATE TABLE t (id int PRIMARY KEY)")
+    with plan.prepare(line.config) as prepared, pytest.raises(NotSetUp):
+        resync.plan(prepared)

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import psycopg
 
 from tests.fault.shop import HUB, ROUTES, SCHEMA, Shop, fill
 from tests.support.wait import until
-from towline import plan
+from towline import plan, resync
 from towline.config import PipelineConfig, load
 from towline.position import parse_lsn
 from towline.verify import verify
@@ -83,6 +83,11 @@ class Fault:
         """`towline apply`."""
         with plan.prepare(self.config) as prepared:
             plan.apply(prepared, lambda step: None)
+
+    def resync(self, *routes: str) -> None:
+        """`towline resync --yes`."""
+        with plan.prepare(self.config, applied=True) as prepared:
+            resync.execute(prepared, resync.plan(prepared, routes), lambda line: None)
 
     def daemon(self, *kill: str) -> Daemon:
         """Start a daemon, to be killed at a point if one is given."""
@@ -161,8 +166,14 @@ def fault(
     plugin: str = "pgoutput",
     rows: int = 2000,
     through: tuple[str, str] | None = None,
+    source_more: str = "failover: false",
+    more: str = "web: {port: 0}",
+    set_up: Callable[[Fault], None] | None = None,
 ) -> Iterator[Fault]:
-    """A pipeline that is set up; ``through``: the DSNs that the daemon uses, when they lead through proxies."""
+    """A pipeline that is set up; ``through``: the DSNs that the daemon uses, when they lead through proxies.
+
+    ``source_more`` and ``more``: keys of the pipeline file. ``set_up``: what to do in place of `Fault.apply`.
+    """
     with psycopg.connect(source, autocommit=True) as connection:
         connection.execute(SCHEMA)
         fill(connection, rows)
@@ -172,14 +183,15 @@ def fault(
     used = through or (source, hub)
     path.write_text(
         "pipeline: shop\n"
-        f'source: {{kind: postgres, dsn: "{used[0]}", plugin: {plugin}, slot: shop_{os.getpid()}_{id(path)}}}\n'
+        f'source: {{kind: postgres, dsn: "{used[0]}", plugin: {plugin}, {source_more}, '
+        f"slot: shop_{os.getpid()}_{id(path)}}}\n"
         f'target: {{kind: postgres, dsn: "{used[1]}"}}\n'
-        "batch: {max_rows: 500}\nsnapshot: {chunk_rows: 300}\ncheckpoint_seconds: 0.5\nweb: {port: 0}\n"
-        f"log: {{level: debug}}\n{ROUTES}",
+        "batch: {max_rows: 500}\nsnapshot: {chunk_rows: 300}\ncheckpoint_seconds: 0.5\n"
+        f"{more}\nlog: {{level: debug}}\n{ROUTES}",
         "utf-8",
     )
     made = Fault(source, hub, path)
-    made.apply()
+    (set_up or Fault.apply)(made)
     try:
         yield made
     finally:
@@ -190,9 +202,9 @@ def fault(
 
 
 @contextmanager
-def shop(under: Fault, *, seed: int, rate: float = 150.0, rows: int = 2000) -> Iterator[Shop]:
-    """The shop is open: its transactions run while the block does."""
-    writer = Shop(lambda: psycopg.connect(under.source), seed=seed, rate=rate, rows=rows)
+def shop(under: Fault, *, seed: int, rate: float = 150.0, rows: int = 2000, first: int = 0) -> Iterator[Shop]:
+    """The shop is open: its transactions run while the block does. ``first``: how many numbers are taken already."""
+    writer = Shop(lambda: psycopg.connect(under.source), seed=seed, rate=rate, rows=rows, first=first)
     writer.start()
     try:
         yield writer

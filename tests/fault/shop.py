@@ -82,11 +82,13 @@ class Shop:
     """Transactions against the shop, one after the other, in a thread; `stop` ends it and raises what went wrong
     there."""
 
-    def __init__(self, connect: Callable[[], psycopg.Connection], *, seed: int, rate: float, rows: int) -> None:
+    def __init__(
+        self, connect: Callable[[], psycopg.Connection], *, seed: int, rate: float, rows: int, first: int = 0
+    ) -> None:
         self._connect = connect
         self._random = random.Random(seed)
         self._pause = 1 / rate
-        self._next = {"item": rows, "sale": rows * 2}
+        self._next = {"item": rows + first, "sale": rows * 2 + first}
         self._deeds = [
             (self._new_item, 10), (self._new_price, 20), (self._new_note, 4), (self._swap, 5), (self._new_key, 4),
             (self._drop_item, 3), (self._new_sale, 25), (self._advance, 25), (self._drop_sale, 6), (self._count, 15),

@@ -102,7 +102,10 @@ class Progress:
 
 
 class RouteVerifier:
-    """Verifies one route, in one pass (two when keys of the target must be looked for in the whole source)."""
+    """Verifies one route, in one pass (two when keys of the target must be looked for in the whole source).
+
+    ``repair``: mend what differs; with ``only_extra``, only remove the rows that should not be there.
+    """
 
     def __init__(
         self,
@@ -112,7 +115,9 @@ class RouteVerifier:
         *,
         chunk_rows: int = 20_000,
         repair: bool = False,
+        only_extra: bool = False,
     ) -> None:
+        self._only_extra = only_extra
         self._tables = tables
         self._target = comparing
         self._relation = comparing.relation
@@ -185,7 +190,7 @@ class RouteVerifier:
                 time.sleep(min(0.02 * 1.3**attempt, 1.0))  # it is changing just now
         else:
             self.report.unsettled += len(rows)
-        if confirmed and self._repair:
+        if confirmed and self._repair and not self._only_extra:
             self._write(confirmed)
 
     def _write(self, names: Sequence[bytes]) -> None:

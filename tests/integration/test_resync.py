@@ -255,3 +255,22 @@ def test_nothing_was_set_up(pg18: Server, hub18: Server, new_database: NewDataba
     line.at_source("CREATE TABLE t (id int PRIMARY KEY)")
     with plan.prepare(line.config) as prepared, pytest.raises(NotSetUp):
         resync.plan(prepared)
+
+
+def test_rows_that_were_set_aside(line: Line) -> None:
+    """With `on_error: quarantine`: what was set aside is read again; what is refused again does not stop it."""
+    line.path.write_text(
+        line.path.read_text("utf-8").replace("replica.*}", "replica.*, on_error: quarantine}"), "utf-8"
+    )
+    line.at_hub("ALTER TABLE replica.item ADD CHECK (name <> 'bad')")
+    line.at_source("INSERT INTO item VALUES (1, 'bad'), (2, 'bad') ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name")
+    line.run()
+    assert line.at_hub("SELECT count(*) FROM towline.quarantine WHERE state = 'open'") == [(2,)]
+    line.at_source("UPDATE item SET name = 'good' WHERE id = 1; DELETE FROM sale WHERE id > 900")
+    drop(line)
+    again(line)
+    line.run()
+    assert line.at_hub("SELECT count(*) FROM towline.quarantine WHERE state = 'open'") == [(1,)]
+    assert line.at_hub("SELECT bool_or(sweep) FROM towline.route_state") == [(False,)]
+    line.same("sale", "replica.sale")
+    line.same("(SELECT * FROM item WHERE id <> 2)", "(SELECT * FROM replica.item WHERE id <> 2)")

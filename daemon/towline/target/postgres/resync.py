@@ -40,6 +40,15 @@ ON CONFLICT (pipeline, route) DO UPDATE
 SET state = 'pending', cursor = NULL, copied = 0, estimate = 0, sweep = true, updated_at = now()
 """
 
+#: Rows that were set aside are read again with the others.
+_SET_ASIDE_BEFORE = """
+UPDATE {schema}.quarantine
+SET state = CASE state WHEN 'open' THEN 'superseded' ELSE state END, behind = false,
+    resolved_at = CASE state WHEN 'open' THEN now() ELSE resolved_at END,
+    reason = CASE state WHEN 'open' THEN 'the route is copied again' ELSE reason END
+WHERE pipeline = %(pipeline)s AND route = ANY (%(routes)s::text[]) AND behind
+"""
+
 _FINISH = """
 UPDATE {schema}.checkpoint
 SET position = %(position)s, system_identifier = %(system)s, timeline = %(timeline)s, source_database = %(database)s,
@@ -85,12 +94,14 @@ class ResyncState:
         with translating("target"), self._connection.transaction():
             self._one(_BEGIN, slot=slot, plugin=plugin)
             self._run(_COPY, routes=list(routes))
+            self._run(_SET_ASIDE_BEFORE, routes=list(routes))
 
     def mark(self, routes: Collection[str]) -> None:
         """Have these routes copied from where the stream is. Raises NotSetUp when there is no checkpoint."""
         with translating("target"), self._connection.transaction():
             self._one(_MARK)
             self._run(_COPY, routes=list(routes))
+            self._run(_SET_ASIDE_BEFORE, routes=list(routes))
 
     def finish(self, *, position: int, identity: Identity) -> None:
         """Set the position from which the new slot sends."""

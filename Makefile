@@ -14,6 +14,8 @@ TRYTON_STAMP := $(TRYTON_VENV)/installed-$(shell { pwd; cat tests/tryton/require
 
 DEMO_ARGS ?=
 TEST_ARGS ?=
+# A worker for each core, each with servers of its own: most tests wait for a server most of the time.
+PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 # PostgreSQL 15 with wal2json comes from Debian: elsewhere those tests are left out, by name.
 ifeq ($(shell uname -s),Darwin)
 SELECTION := -m 'not debian'
@@ -43,7 +45,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	@.ci/postgresql-15
 	$(SELECTION_NOTE)
-	@$(PYTHON) -m pytest -q -ra $(SELECTION) $(TEST_ARGS)
+	@$(PYTHON) -m pytest -q -ra $(PARALLEL) $(SELECTION) $(TEST_ARGS)
 
 test-unit: $(STAMP)
 	@$(PYTHON) -m pytest -q -ra tests/unit $(TEST_ARGS)

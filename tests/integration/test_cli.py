@@ -80,9 +80,9 @@ def value(dsn: str, query: str) -> object:
 
 
 @pytest.fixture
-def pipeline(pg18: Server, new_database: NewDatabase, tmp_path: Path) -> Pipeline:
+def pipeline(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> Pipeline:
     """Source and target with rows, nothing set up."""
-    source, target = new_database(pg18), new_database(pg18)
+    source, target = new_database(pg18), new_database(hub18)
     execute(source, SOURCE)
     execute(target, TARGET)
     name = "cli-" + str(value(source, "SELECT current_database()")).replace("_", "-")

@@ -122,15 +122,15 @@ class Pair:
     params=[("pg18", None), ("pg18", Format.TEXT), pytest.param(("pg15", Format.TEXT), marks=pytest.mark.debian)],
     ids=["18-binary", "18-text", "15-text"],
 )
-def pair(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, hub18: Server, new_database: NewDatabase) -> Iterator[Pair]:
     server: Server = request.getfixturevalue(request.param[0])
-    with closing(Ends(new_database(server), new_database(server))) as ends:
+    with closing(Ends(new_database(server), new_database(hub18))) as ends:
         yield Pair(ends, request.param[1])
 
 
 @pytest.fixture
-def pair18(pg18: Server, new_database: NewDatabase) -> Iterator[Pair]:
-    with closing(Ends(new_database(pg18), new_database(pg18))) as ends:
+def pair18(pg18: Server, hub18: Server, new_database: NewDatabase) -> Iterator[Pair]:
+    with closing(Ends(new_database(pg18), new_database(hub18))) as ends:
         yield Pair(ends)
 
 
@@ -342,6 +342,7 @@ def test_rows_deleted_or_inserted_meanwhile_are_no_differences(pair18: Pair) -> 
     """A key that leaves the source after it was read, and one that comes back, are not reported."""
     (route,) = pair18.copy(ITEM)
     run(pair18.ends.target, "INSERT INTO copy.item (id) VALUES (60); DELETE FROM copy.item WHERE id = 5")
+    run(pair18.ends.source, "CREATE TABLE public.unrelated ()")  # the log goes on
     calls: list[int] = []
 
     def change(applied: int, upto: int) -> bool:
@@ -360,6 +361,7 @@ def test_a_row_that_never_rests_is_unsettled(pair18: Pair, monkeypatch: pytest.M
     monkeypatch.setattr("towline.route_verifier.ROUNDS", 6)
     (route,) = pair18.copy(ITEM)
     run(pair18.ends.target, "UPDATE copy.item SET name = 'wrong' WHERE id IN (7, 8)")
+    run(pair18.ends.source, "CREATE TABLE public.unrelated ()")  # the log goes on
 
     def change(applied: int, upto: int) -> bool:
         run(pair18.ends.source, "UPDATE public.item SET price = price + 1 WHERE id = 7")

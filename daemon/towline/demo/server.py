@@ -44,6 +44,8 @@ VOLATILE: Final[Mapping[str, str]] = {
     "full_page_writes": "off",
     "autovacuum_naptime": "10s",
     "max_wal_size": "2GB",
+    # Source and target of a test often share a server, where what the one leaves unflushed, the other waits for.
+    "wal_writer_delay": "10ms",
 }
 #: Below the ports that systems hand out to outgoing connections, so that none of those takes it during a restart.
 PORTS: Final = range(20000, 32000)

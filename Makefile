@@ -13,6 +13,7 @@ TRYTON_VENV := .venv-tryton
 TRYTON_STAMP := $(TRYTON_VENV)/installed-$(shell { pwd; cat tests/tryton/requirements.lock; } | cksum | cut -d ' ' -f 1)
 
 DEMO_ARGS ?=
+FAULTS_ARGS ?=
 TEST_ARGS ?=
 # A worker for each core, each with servers of its own: most tests wait for a server most of the time.
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -22,13 +23,14 @@ SELECTION := -m 'not debian'
 SELECTION_NOTE := @echo "On macOS the tests marked 'debian' are left out: they need Debian's PostgreSQL 15 with wal2json."
 endif
 
-.PHONY: help install demo test test-unit test-tryton lint lock clean
+.PHONY: help install demo test test-unit test-tryton faults lint lock clean
 
 help:
 	@echo "make demo       a source under load, a hub and the daemon, live (DEMO_ARGS=\"--seconds 20\" bounds it)"
 	@echo "make test       all tests; as root on Debian it installs PostgreSQL 15 for them"
 	@echo "make test-unit  only those without I/O"
 	@echo "make test-tryton  a whole ERP as source, with the daemon killed while it works; some minutes"
+	@echo "make faults     the fault matrix, about half an hour; writes docs/RELIABILITY.md (FAULTS_ARGS=\"--help\")"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make lock       write the lock files anew"
 	@echo "make clean      remove the virtual environments and caches"
@@ -53,6 +55,10 @@ test-unit: $(STAMP)
 test-tryton: $(STAMP) $(TRYTON_STAMP)
 	@.ci/postgresql-15
 	@$(PYTHON) -m pytest -q -ra tests/tryton $(TEST_ARGS)
+
+faults: $(STAMP)
+	@.ci/postgresql-15
+	@$(PYTHON) -m tests.faults $(FAULTS_ARGS)
 
 $(TRYTON_STAMP): $(STAMP)
 	@echo "Installing Tryton in $(TRYTON_VENV)"

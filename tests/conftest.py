@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder, and by the servers they ask for."""
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in ("unit", "integration", "fault"):
+        if folder in ("unit", "integration", "fault", "faults"):
             item.add_marker(folder)
         if "pg15" in getattr(item, "fixturenames", ()):
             item.add_marker("debian")

@@ -1,8 +1,10 @@
 """The real daemon as a process of its own, which kills itself at a named point of its loop.
 
     python -m tests.fault.daemon PIPELINE.yaml [POINT COUNT]
+    python -m tests.fault.daemon PIPELINE.yaml --strings [POINT COUNT]
 
-With a point, SIGKILL comes the COUNT-th time that the loop passes it: no handler runs, nothing is flushed.
+With a point, SIGKILL comes the COUNT-th time that the loop passes it: no handler runs, nothing is flushed. With
+``--strings`` it is paused there instead, and can be moved in other ways (see `tests.fault.strings`).
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from tests.fault.strings import pulled
 from towline.config import load
 from towline.errors import TowlineError
 from towline.logs import configure
@@ -22,6 +26,9 @@ from towline.supervisor import run
 def main(arguments: list[str]) -> int:
     """Run the pipeline file; returns the exit code."""
     path = Path(arguments[0])
+    if "--strings" in arguments:
+        strings = pulled(*arguments[2:])
+        return daemon(path, strings.announce)
     point, left = (arguments[1], int(arguments[2])) if len(arguments) > 1 else ("", 0)
     if point and point not in POINTS:
         raise SystemExit(f"no such point: {point}")
@@ -33,6 +40,11 @@ def main(arguments: list[str]) -> int:
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    return daemon(path, announce)
+
+
+def daemon(path: Path, announce: Callable[[str], None]) -> int:
+    """Run the pipeline file as `towline run` does; returns the exit code."""
     config = load(path)
     configure(config.log.format, config.log.level)
     try:

@@ -6,6 +6,7 @@
         proxy.release()
         proxy.cut()                  # both ends see a reset
         proxy.refuse()               # nobody can connect; resume() ends it
+        proxy.trap(Trap(…))          # with Proxy(port, wire=True): fail at a message of the protocol
 
 One thread does all the work; the methods hand it an order and return once that is carried out.
 """
@@ -26,11 +27,17 @@ from types import TracebackType
 
 from psycopg.conninfo import make_conninfo
 
+from tests.support.wire import Messages, Trap, asks
+
 LOOPBACK = "127.0.0.1"
 CHUNK = 65536
 #: What a flow may hold back before it stops reading, so that senders feel the back-pressure of a real network.
 WINDOW = 256 * 1024
 RESET = struct.pack("ii", 1, 0)
+#: In a flow: hold everything from here on. Told from data by identity.
+_HOLD = bytes(bytearray(b"hold"))
+#: The server's messages that say how a request went.
+_ANSWERS = frozenset("RZWGE")
 
 
 @dataclass(eq=False)
@@ -44,6 +51,7 @@ class _Flow:
     held: int = 0
     ended: bool = False  # the source has sent its last
     done: bool = False  # and the sink was told
+    messages: Messages | None = None
 
     def due(self, now: float) -> bool:
         return bool(self.waiting) and self.waiting[0][0] <= now
@@ -55,12 +63,20 @@ class _Link:
     server: socket.socket
     flows: tuple[_Flow, _Flow]
     silent: bool = False  # one end was cut off: what the other says is not read any more
+    deaf: bool = False  # what the server says is lost, and its answer cuts the line
 
 
 class Proxy:
-    """Forwards connections on ``port`` to ``target`` on loopback. Start it by entering its context."""
+    """Forwards connections on ``port`` to ``target`` on loopback. Start it by entering its context.
 
-    def __init__(self, target: int) -> None:
+    ``wire``: follow the protocol's messages, as `trap` needs it.
+    """
+
+    def __init__(self, target: int, *, wire: bool = False) -> None:
+        self._wire = wire
+        self._trap: Trap | None = None
+        self._passed = 0
+        self._tripped = threading.Event()
         self._target = (LOOPBACK, target)
         self._listener: socket.socket | None = socket.create_server((LOOPBACK, 0))
         self.port: int = self._listener.getsockname()[1]
@@ -130,6 +146,20 @@ class Proxy:
     def cut_after(self, count: int, *, up: bool = False, reset: bool = True) -> None:
         """Cut every connection once ``count`` more bytes went through (down, unless ``up``), inside a message too."""
         self._do(lambda: setattr(self, "_fuse", (up, self._bytes[up] + count, reset)))
+
+    def trap(self, trap: Trap) -> threading.Event:
+        """Fail at the next message that the trap is for, once; the event tells that it happened."""
+        assert self._wire, "the proxy does not follow the protocol"
+
+        def order() -> None:
+            self._trap, self._passed, self._tripped = trap, 0, threading.Event()
+
+        self._do(order)
+        return self._tripped
+
+    def disarm(self) -> None:
+        """Forget a trap that was not met."""
+        self._do(lambda: setattr(self, "_trap", None))
 
     def hold(self, *, up: bool = True, down: bool = True) -> None:
         """Stop forwarding in these directions, for connections there are and to come. Nobody is told."""
@@ -243,7 +273,11 @@ class Proxy:
         for sock in (client, server):
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._links.append(_Link(client, server, (_Flow(True, client, server), _Flow(False, server, client))))
+        flows = (_Flow(True, client, server), _Flow(False, server, client))
+        if self._wire:
+            for flow in flows:
+                flow.messages = Messages(flow.up)
+        self._links.append(_Link(client, server, flows))
 
     def _move(self, link: _Link, flow: _Flow) -> None:
         try:
@@ -251,9 +285,8 @@ class Proxy:
                 with contextlib.suppress(BlockingIOError):
                     data = flow.source.recv(CHUNK)
                     flow.ended = not data
-                    if data:
-                        flow.waiting.append((time.monotonic() + self._delay, data))
-                        flow.held += len(data)
+                    if data and not self._take(link, flow, data):
+                        return
             while not self._held[flow.up] and flow.due(time.monotonic()):
                 if not self._forward(link, flow):
                     return
@@ -269,9 +302,56 @@ class Proxy:
         if all(each.done for each in link.flows):
             self._cut(link, client=True, server=True, reset=False)
 
+    def _take(self, link: _Link, flow: _Flow, data: bytes) -> bool:
+        """Queue what was received, with a mine (no bytes) where the trap is. False when the line was cut."""
+        due = time.monotonic() + self._delay
+        begin = 0
+        for known, end, message in flow.messages.feed(data) if flow.messages is not None else ():
+            if flow.up and asks(message):
+                other = link.flows[1].messages
+                assert other is not None
+                other.raw += 1
+            elif link.deaf and not flow.up and message.kind in _ANSWERS:
+                self._cut(link, client=True, server=True, reset=True)
+                self._tripped.set()
+                return False
+            trap = self._trap
+            if trap is None or trap.up != flow.up or not trap.matches(message):
+                continue
+            self._passed += 1
+            if self._passed <= trap.after:
+                continue
+            self._trap = None
+            if trap.lose == "answer":
+                link.deaf = True
+                continue
+            # In the message's middle, if that has not passed; what follows its head may still be under way.
+            place = (
+                min(end, len(data)) if trap.lose == "nothing" else max(begin, known - max(1, len(message.head) // 2))
+            )
+            if place > begin:
+                flow.waiting.append((due, data[begin:place]))
+            flow.waiting.append((due, b"" if trap.lose == "message" else _HOLD))
+            flow.held += place - begin
+            begin = place
+        if link.deaf and not flow.up:
+            return True
+        if begin < len(data):
+            flow.waiting.append((due, data[begin:]))
+            flow.held += len(data) - begin
+        return True
+
     def _forward(self, link: _Link, flow: _Flow) -> bool:
         """Send what is next, up to the fuse. False when the fuse blew."""
         _, data = flow.waiting[0]
+        if not data or data is _HOLD:
+            flow.waiting.popleft()
+            if data is _HOLD:
+                self._held.update({True: True, False: True})
+            else:
+                self._cut(link, client=True, server=True, reset=True)
+            self._tripped.set()
+            return data is _HOLD
         allowed = len(data)
         if self._fuse is not None and self._fuse[0] == flow.up:
             allowed = min(allowed, self._fuse[1] - self._bytes[flow.up])

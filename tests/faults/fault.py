@@ -1,0 +1,41 @@
+"""What a row of the matrix is: a fault, the cells in which it makes sense, and why it does not in the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tests.faults.phases import PLUGINS, Phase
+from tests.faults.trial import Trial
+
+#: Why a cell is empty: the mark in the table, and what the legend says of it.
+REASONS: Mapping[str, str] = {
+    "a": "the phase has no such message: what is cut here belongs to another phase",
+    "b": "it would not meet verify, only the daemon: that is what the other columns show",
+    "c": "the target does not know by which plugin the rows came: tried with pgoutput",
+    "d": "the kills at random do not keep to a phase: they are tried from the start of the others",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault. ``name``: for the command line. ``group`` and ``title``: for the page.
+
+    ``hit`` puts it in while someone waits at the phase's point, lets that go on (`Trial.go`), ends it and says so
+    (`Trial.over`). ``empty``: the phases in which there is nothing to try, with the mark of `REASONS`. ``plugins``: for
+    which it is tried; the cells of others have the mark ``c``. ``root``: it needs to mount a file system.
+    """
+
+    name: str
+    group: str
+    title: str
+    hit: Callable[[Trial], None]
+    empty: Mapping[Phase, str] = field(default_factory=dict)
+    plugins: tuple[str, ...] = PLUGINS
+    root: bool = False
+
+    def reason(self, phase: Phase, plugin: str) -> str:
+        """The mark of a cell that is empty; "" for one that is to be run."""
+        if plugin not in self.plugins:
+            return "c"
+        return self.empty.get(phase, "")

@@ -1,0 +1,285 @@
+"""Faults of the servers: restarting, crashing, ending sessions, stopped, full, read-only, slow, in the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+from tests.faults.fault import Fault
+from tests.faults.of_lines import ROWS
+from tests.faults.phases import Phase
+from tests.faults.trial import PATIENCE, Trial
+from tests.support.wait import until
+from tests.support.wire import Trap
+from towline.demo.server import Server
+
+SOURCE, TARGET = "The source", "The target"
+UNAVAILABLE = {"source": "code=TL-301", "target": "code=TL-401"}
+
+
+def restart(side: str, stop: Callable[[Server], None]) -> Callable[[Trial], None]:
+    """The server goes down; it comes back when the daemon has noticed."""
+
+    def hit(trial: Trial) -> None:
+        server = trial.server(side)
+        if side == "source":
+            trial.go()
+        stop(server)
+        trial.go()
+        trial.daemon.await_logged(UNAVAILABLE[side])
+        server.start()
+        trial.over()
+
+    return hit
+
+
+def restarted_within_copy(trial: Trial) -> None:
+    """The target crashes while it receives rows, with half of them there."""
+    proxy = trial.proxies["target"]
+    tripped = proxy.trap(Trap(ROWS.up, ROWS.matches, "nothing"))
+    trial.go()
+    assert tripped.wait(PATIENCE), f"no COPY was begun: {trial.daemon.log()}"
+    trial.target_server.kill()
+    proxy.cut()
+    proxy.release()
+    trial.target_server.start()
+    trial.over()
+
+
+def terminate(side: str, which: str = "true") -> Callable[[Trial], None]:
+    """pg_terminate_backend of the daemon's sessions."""
+
+    def hit(trial: Trial) -> None:
+        for pid in trial.sessions(side, which):
+            trial.at(side, "SELECT pg_terminate_backend(%s)", pid)
+        trial.over()
+
+    return hit
+
+
+def freeze(side: str, which: str = "true") -> Callable[[Trial], None]:
+    """SIGSTOP of the server processes that serve the daemon, while the source writes all; then SIGCONT."""
+
+    def hit(trial: Trial) -> None:
+        frozen = trial.sessions(side, which)
+        assert frozen, "the daemon has no session there"
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            trial.go()
+            trial.write_all()
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+        trial.over()
+
+    return hit
+
+
+def timed_out(trial: Trial) -> None:
+    """The daemon is frozen for longer than wal_sender_timeout: the source ends the stream."""
+    trial.daemon.signal(signal.SIGSTOP)
+    with _setting(trial.source_server, "wal_sender_timeout", "'1s'"):
+        until(lambda: not trial.sessions("source", WALSENDER), PATIENCE)
+    trial.daemon.signal(signal.SIGCONT)
+    trial.over()
+
+
+def read_only(trial: Trial) -> None:
+    """The target takes no writes, until the daemon has noticed."""
+    server = trial.target_server
+    with _setting(server, "default_transaction_read_only", "on"):
+        trial.go()
+        trial.daemon.await_logged(UNAVAILABLE["target"])
+    trial.over()
+
+
+@contextmanager
+def _setting(server: Server, name: str, value: str) -> Iterator[None]:
+    """A setting of the server that sessions take over at once."""
+    with psycopg.connect(server.dsn(options="-c default_transaction_read_only=off"), autocommit=True) as connection:
+        connection.execute(f"ALTER SYSTEM SET {name} = {value}".encode())
+        connection.execute("SELECT pg_reload_conf()")
+        try:
+            yield
+        finally:
+            connection.execute(f"ALTER SYSTEM RESET {name}".encode())
+            connection.execute("SELECT pg_reload_conf()")
+
+
+def disk_full(trial: Trial) -> None:
+    """The tables of the target are on 1 MB, which something else fills up, until the daemon has noticed."""
+    directory = trial.target_server.directory / f"small-{os.getpid()}"
+    directory.mkdir()
+    _mount(directory)
+    owner = trial.target_server.data.stat()
+    os.chown(directory, owner.st_uid, owner.st_gid)
+    trial.stack.callback(_unmount, directory)
+    name = f"small_{os.getpid()}"
+    trial.at("target", f"CREATE TABLESPACE {name} LOCATION '{directory}'")
+    trial.stack.callback(_drop_tablespace, trial, name)
+    filler = directory / "filler"
+
+    # The daemon holds locks on the tables in its transaction: they are moved between two of them.
+    trial.daemon.signal(signal.SIGSTOP)
+    for pid in trial.sessions("target"):
+        trial.at("target", "SELECT pg_terminate_backend(%s)", pid)
+    for table in ("replica.item", "replica.sale", "replica.journal"):
+        trial.at("target", f"ALTER TABLE {table} SET TABLESPACE {name}")
+    _fill_up(filler)
+    trial.daemon.signal(signal.SIGCONT)
+    trial.go()
+    trial.daemon.await_logged("53100")
+    filler.unlink()
+    trial.over()
+
+
+def _mount(directory: Path) -> None:
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(directory)], check=True, capture_output=True
+    )
+
+
+def _unmount(directory: Path) -> None:
+    subprocess.run(["umount", str(directory)], check=True, capture_output=True)
+    directory.rmdir()
+
+
+def _drop_tablespace(trial: Trial, name: str) -> None:
+    for table in ("replica.item", "replica.sale", "replica.journal"):
+        trial.at("target", f"ALTER TABLE {table} SET TABLESPACE pg_default")
+    trial.at("target", f"DROP TABLESPACE {name}")
+
+
+def _fill_up(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+        except OSError:
+            return
+
+
+def blocked(trial: Trial, other: psycopg.Connection) -> int:
+    """Let the daemon run into a lock that the other session holds; the process id of the daemon's session."""
+    other.execute("LOCK TABLE towline.ledger IN EXCLUSIVE MODE")
+    trial.go()
+    waiting = "wait_event_type = 'Lock'"
+    return until(lambda: trial.sessions("target", waiting), PATIENCE, trial.daemon.log)[0]
+
+
+def deadlock(trial: Trial) -> None:
+    """Another writer holds what the daemon needs next, and wants what the daemon holds: the server ends one of them."""
+    with psycopg.connect(trial.hub) as other:
+        blocked(trial, other)
+        try:
+            other.execute("SELECT FROM towline.checkpoint FOR UPDATE")
+            other.rollback()
+        except psycopg.errors.DeadlockDetected:
+            other.rollback()
+    trial.over()
+
+
+def cancel(trial: Trial) -> None:
+    """Each statement of the daemon that waits is cancelled, three times."""
+    with psycopg.connect(trial.hub) as other:
+        pid = blocked(trial, other)
+        trial.at("target", "SELECT pg_cancel_backend(%s)", pid)
+        until(lambda: trial.daemon.logged("event=attempt_failed"), PATIENCE, trial.daemon.log)
+        other.rollback()
+    trial.over()
+
+
+def slow(trial: Trial) -> None:
+    """Each row takes the target a few milliseconds more."""
+    trial.stack.enter_context(_napping(trial))
+    trial.go()
+    trial.write_all()
+    trial.over()
+
+
+@contextmanager
+def _napping(trial: Trial) -> Iterator[None]:
+    body = "BEGIN PERFORM pg_catalog.pg_sleep(0.003); RETURN NULL; END"
+    trial.at("target", f"CREATE FUNCTION audit.nap() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+    thread = threading.Thread(target=_hang_nap, args=(trial,), name="nap")
+    thread.start()
+    yield
+    thread.join(PATIENCE)
+
+
+def _hang_nap(trial: Trial) -> None:
+    # It waits for the transaction in hand.
+    trial.at(
+        "target", "CREATE TRIGGER nap AFTER INSERT OR UPDATE ON replica.sale FOR EACH ROW EXECUTE FUNCTION audit.nap()"
+    )
+
+
+def slot_dropped(trial: Trial) -> None:
+    """Somebody drops the slot: the pipeline halts. The remedy is that of the error: copy everything again."""
+    drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
+    trial.daemon.signal(signal.SIGSTOP)
+    end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()"
+    trial.at("source", end + " AND active_pid IS NOT NULL")
+    until(lambda: not trial.sessions("source", "backend_type = 'walsender'"), PATIENCE)
+    trial.at("source", drop)
+    trial.daemon.signal(signal.SIGCONT)
+    trial.go()
+    trial.halted("TL-304")
+    trial.write_all()
+    trial.copy_again()
+    trial.over()
+    trial.start()
+
+
+def crash(server: Server) -> None:
+    """SIGKILL of all its processes."""
+    server.kill()
+
+
+def immediate(server: Server) -> None:
+    """As pg_ctl stop -m immediate."""
+    server.stop("immediate")
+
+
+def fast(server: Server) -> None:
+    """As pg_ctl stop -m fast; a walsender whose client does not answer is waited for, and then not."""
+    server.stop("fast", timeout=3.0)
+
+
+WALSENDER = "backend_type = 'walsender'"
+ANY = ("pgoutput",)
+NOT_VERIFYING = {Phase.VERIFYING: "b"}
+
+FAULTS = (
+    Fault("source-restart", SOURCE, "restarts (fast)", restart("source", fast)),
+    Fault("source-immediate", SOURCE, "crashes (immediate stop), recovers", restart("source", immediate)),
+    Fault("source-terminate", SOURCE, "ends the walsender", terminate("source", WALSENDER)),
+    Fault("source-terminate-all", SOURCE, "ends all sessions of Towline", terminate("source")),
+    Fault("source-frozen", SOURCE, "the walsender is stopped (SIGSTOP) while all is written",
+          freeze("source", WALSENDER)),
+    Fault("source-timeout", SOURCE, "the daemon is stopped for longer than wal_sender_timeout", timed_out),
+    Fault("source-slot-dropped", SOURCE, "the slot is dropped: halts (TL-304); then the remedy", slot_dropped,
+          NOT_VERIFYING),
+    Fault("target-restart", TARGET, "restarts (fast)", restart("target", fast),
+          plugins=ANY),
+    Fault("target-crash", TARGET, "crashes (SIGKILL of all its processes), recovers", restart("target", crash)),
+    Fault("target-copy", TARGET, "crashes in the middle of a COPY", restarted_within_copy,
+          {phase: "a" for phase in (Phase.COMMITTING, Phase.ACKNOWLEDGING, Phase.VERIFYING)}),
+    Fault("target-terminate", TARGET, "ends all sessions of Towline", terminate("target"), plugins=ANY),
+    Fault("target-frozen", TARGET, "the session's process is stopped (SIGSTOP) while all is written", freeze("target"),
+          plugins=ANY),
+    Fault("target-read-only", TARGET, "turns read-only until the daemon has noticed", read_only, plugins=ANY),
+    Fault("target-disk-full", TARGET, "out of disk (1 MB tmpfs) until the daemon has noticed", disk_full,
+          NOT_VERIFYING, root=True, plugins=ANY),
+    Fault("target-deadlock", TARGET, "deadlock with another writer", deadlock, NOT_VERIFYING, plugins=ANY),
+    Fault("target-cancel", TARGET, "cancels the daemon's statement", cancel, NOT_VERIFYING, plugins=ANY),
+    Fault("target-slow", TARGET, "3 ms more for each row of a table", slow, plugins=ANY),
+)  # fmt: skip

@@ -1,0 +1,124 @@
+"""Writes docs/RELIABILITY.md from results; its prose is in page.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from tests.faults.fault import REASONS
+from tests.faults.matrix import FAULTS, Cell
+from tests.faults.phases import PLUGINS, Phase
+from tests.faults.results import Result, Sum, by_cell
+from tests.faults.workload import ROWS
+
+SOAK = ("<!-- soak:begin -->", "<!-- soak:end -->")
+NOT_RUN = "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the page says of the run. ``versions``: of the servers, by role; ``left_out``: why cells were not run."""
+
+    date: str
+    version: str
+    versions: Mapping[str, str]
+    machine: str
+    seeds: tuple[int, ...]
+    minutes: float
+    left_out: str = ""
+
+
+def page(run: Run, results: Sequence[Result], soak: str) -> str:
+    """The page. ``soak``: what stands between its markers, which is not ours."""
+    prose = Template(Path(__file__).with_name("page.md").read_text("utf-8"))
+    return prose.substitute(
+        head=_head(run, results),
+        rows=f"{4 * ROWS:,}",
+        table=_table(results),
+        legend=_legend(run),
+        failures=_failures(results),
+        soak=f"{SOAK[0]}{soak}{SOAK[1]}",
+    )
+
+
+def soak_of(text: str) -> str:
+    """What stands between the markers of a page there is."""
+    if SOAK[0] not in text:
+        return "\n"
+    return text.split(SOAK[0], 1)[1].split(SOAK[1], 1)[0]
+
+
+def write(path: Path, run: Run, results: Sequence[Result]) -> None:
+    """Write the page, and leave the part of the soak test as it was."""
+    before = path.read_text("utf-8") if path.exists() else ""
+    path.write_text(page(run, results, soak_of(before)), "utf-8")
+
+
+def _head(run: Run, results: Sequence[Result]) -> str:
+    total = Sum.of(results)
+    cells = len({result.cell for result in results})
+    verdict = "**Nothing was lost and nothing was applied twice.**"
+    if total.failures:
+        verdict = f"**{total.failures} trials were not as they must be**: see below the table."
+    return (
+        f"Written by `make faults`. The run shown is of {run.date}: Towline {run.version}; source PostgreSQL "
+        f"{run.versions['pgoutput']} for pgoutput\nand {run.versions['wal2json']} for wal2json, target PostgreSQL "
+        f"{run.versions['target']}; {run.machine}; {run.minutes:.0f} minutes; "
+        f"seed{'s' if len(run.seeds) > 1 else ''} {', '.join(map(str, run.seeds))}.\n\n"
+        f"{verdict} {total.runs:,} trials in {cells:,} cells carried {total.carried:,} rows;\n"
+        f"lost: {total.lost:,}; doubled: {total.doubled:,}; the longest recovery took {total.seconds:.1f} s."
+    )
+
+
+def _table(results: Sequence[Result]) -> str:
+    sums = by_cell(results)
+    columns = [(phase, plugin) for phase in Phase for plugin in PLUGINS]
+    lines = [
+        "| fault | " + " | ".join(f"{phase} {plugin[0]}" for phase, plugin in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    group = ""
+    for fault in FAULTS:
+        if fault.group != group:
+            group = fault.group
+            lines.append(f"| **{group}** |" + " |" * len(columns))
+        shown = (_cell(Cell(fault, phase, plugin), sums) for phase, plugin in columns)
+        lines.append(f"| {fault.title} (`{fault.name}`) | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _cell(cell: Cell, sums: Mapping[str, Sum]) -> str:
+    if cell.reason:
+        return cell.reason
+    if cell.name not in sums:
+        return NOT_RUN
+    found = sums[cell.name]
+    text = f"{found.runs} · {found.carried:,} · {found.lost} · {found.doubled} · {found.seconds:.1f}"
+    return f"**✗ {text}**" if found.failures else text
+
+
+def _legend(run: Run) -> str:
+    used = {fault.reason(phase, plugin) for fault in FAULTS for phase in Phase for plugin in PLUGINS} - {""}
+    lines = [f"- **{mark}**: {REASONS[mark]}." for mark in sorted(used)]
+    lines.append(f"- **{NOT_RUN}**: not run{': ' + run.left_out if run.left_out else ''}.")
+    lines.append("- **✗**: not as it must be; the list below the table says what and how to replay it.")
+    lines.append(
+        "- Where a row says that the pipeline halts, a cell is right when it halts with that code and nothing is"
+    )
+    lines.append("  lost after the remedy.")
+    return "\n".join(lines)
+
+
+def _failures(results: Sequence[Result]) -> str:
+    wrong = [result for result in results if not result.right]
+    if not wrong:
+        return ""
+    lines = ["", "### What was not as it must be", ""]
+    for result in wrong:
+        what = result.failure.strip().splitlines()[0] if result.failure else ""
+        lines.append(
+            f"- `{result.cell}`, {result.lost} lost, {result.doubled} doubled: {what[:200]}\n  Again: `{result.replay}`"
+        )
+    return "\n".join([*lines, ""])

@@ -1,0 +1,281 @@
+"""One run of one cell: a pipeline of its own, brought to the phase, struck by the fault, and taken stock of."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.faults import verifier, workload
+from tests.faults.accounts import Account, Mark, account, mark
+from tests.faults.bench import Bench
+from tests.faults.phases import Phase
+from tests.faults.puppet import Puppet
+from tests.support.proxy import Proxy
+from tests.support.wait import until
+from towline import plan
+from towline.config import load
+from towline.demo.server import Server
+from towline.errors import Action
+from towline.position import parse_lsn
+from towline.verify import verify
+
+TRANSACTIONS = 60
+PATIENCE = 60.0
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a trial came to. ``seconds``: from the end of the fault until what the source had then was durable."""
+
+    account: Account
+    seconds: float
+
+
+class Trial:
+    """What a fault may touch. Lines lead through proxies; the harness itself goes to the servers directly."""
+
+    def __init__(self, bench: Bench, directory: Path, phase: Phase, plugin: str, seed: int) -> None:
+        self.bench = bench
+        self.phase = phase
+        self.plugin = plugin
+        self.random = random.Random(seed)
+        self.stack = ExitStack()
+        self.puppets: list[Puppet] = []
+        self.verifier: Puppet | None = None
+        self._directory = directory / f"trial-{next(_numbers)}"
+        self._directory.mkdir()
+        self._path = self._directory / "matrix.yaml"
+        self._writer = workload.Writer(lambda: psycopg.connect(self.source), workload.transactions(seed, TRANSACTIONS))
+        self._since: Mark | None = None
+        self._over: tuple[float, int] | None = None
+        self._seconds = 0.0
+        self._entries = 0
+        self._repair = False
+        self.verified = True
+
+    # ---- for faults ------------------------------------------------------------------------------------------
+
+    @property
+    def daemon(self) -> Puppet:
+        """The daemon that was started last."""
+        return self.puppets[-1]
+
+    @property
+    def source_server(self) -> Server:
+        """The source's server."""
+        return self.bench.source(self.plugin)
+
+    @property
+    def target_server(self) -> Server:
+        """The target's server."""
+        return self.bench.target
+
+    def server(self, side: str) -> Server:
+        """The server of a side."""
+        return self.source_server if side == "source" else self.target_server
+
+    def start(self, pause: tuple[str, int] | None = None) -> Puppet:
+        """Start a daemon."""
+        log = self._directory / f"daemon-{len(self.puppets)}.log"
+        self.puppets.append(Puppet("tests.fault.daemon", self._path, log, pause))
+        return self.daemon
+
+    def go(self) -> None:
+        """Let what is paused go on, and the source write the second half."""
+        for puppet in self.puppets:
+            puppet.go()
+        if self.verifier is not None:
+            self.verifier.go()
+        self._writer.resume()
+
+    def write_all(self) -> None:
+        """Wait until the source has written everything."""
+        self._writer.finish(PATIENCE)
+
+    def over(self) -> None:
+        """The fault is over: from now on the time to recover counts, until a row that is written now is durable."""
+        self._entries += 1
+        self.at("source", "INSERT INTO journal VALUES (%s, 0)", -self._entries)
+        flushed = self.at("source", "SELECT pg_current_wal_flush_lsn()")
+        self._over = (time.monotonic(), parse_lsn(str(flushed[0][0])))
+
+    def at(self, side: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Run a statement at the source or the target; its rows, if it has any."""
+        with psycopg.connect(self.source if side == "source" else self.hub, autocommit=True) as connection:
+            cursor = connection.execute(query.encode(), parameters or None)
+            return cursor.fetchall() if cursor.description is not None else []
+
+    def sessions(self, side: str, which: str = "true") -> list[int]:
+        """The process ids of the daemon's sessions there; ``which``: a condition on pg_stat_activity."""
+        query = f"SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'towline%%' AND {which}"
+        name = self._name
+        return [int(pid) for (pid,) in self.at(side, query + " AND datname = %s", name[side])]
+
+    def epoch(self) -> int:
+        """How often a daemon has taken over."""
+        return int(self.at("target", "SELECT epoch FROM towline.checkpoint")[0][0])
+
+    def position(self) -> int:
+        """The durable position."""
+        return parse_lsn(str(self.at("target", "SELECT position FROM towline.checkpoint")[0][0]))
+
+    def apply(self) -> None:
+        """`towline apply`."""
+        with plan.prepare(load(self._path)) as prepared:
+            plan.apply(prepared, lambda step: None)
+
+    def copy_again(self) -> None:
+        """The way on from a lost slot: forget the checkpoint, and have everything copied again.
+
+        Rows that were deleted meanwhile stay at the target until `towline verify --repair`.
+        """
+        self.at("target", "DELETE FROM towline.checkpoint")
+        self.apply()
+        self._since, self._repair = None, True
+
+    def halted(self, code: str) -> None:
+        """The daemon must end by itself, saying that a person must act, with that code."""
+        exit_code = self.daemon.await_exit(PATIENCE)
+        assert exit_code == Action.STOP, f"exit code {exit_code}: {self.daemon.log()}"
+        assert self.daemon.logged(code), f"no {code} in the log: {self.daemon.log()}"
+
+    # ---- the run ---------------------------------------------------------------------------------------------
+
+    def run(self, hit: Callable[[Trial], None]) -> Outcome:
+        """Run it all. Raises AssertionError where something is not as it must be, beside lost and doubled rows."""
+        with self.stack:
+            self._set_up()
+            self._reach()
+            hit(self)
+            if self._over is None:
+                self.over()
+            self.go()
+            self._recover()
+            self._writer.finish(PATIENCE)
+            self._end_verifier()
+            return Outcome(self._take_stock(), self._seconds)
+
+    def _set_up(self) -> None:
+        bench, stack = self.bench, self.stack
+        bench.mend()
+        self.source = bench.database(self.source_server, stack)
+        self.hub = bench.database(self.target_server, stack)
+        self._name = {
+            "source": psycopg.conninfo.conninfo_to_dict(self.source)["dbname"],
+            "target": psycopg.conninfo.conninfo_to_dict(self.hub)["dbname"],
+        }
+        stack.callback(bench.mend)
+        self.proxies = {
+            "source": stack.enter_context(Proxy(self.source_server.port, wire=True)),
+            "target": stack.enter_context(Proxy(self.target_server.port, wire=True)),
+        }
+        stack.callback(self._end_processes)
+        with psycopg.connect(self.source, autocommit=True) as connection:
+            connection.execute(workload.SOURCE)
+            workload.fill(connection)
+        with psycopg.connect(self.hub, autocommit=True) as connection:
+            connection.execute(workload.TARGET)
+        self._path.write_text(self._configuration(), "utf-8")
+        self.apply()
+
+    def _configuration(self) -> str:
+        source, target = self.proxies["source"].dsn(self.source), self.proxies["target"].dsn(self.hub)
+        slot = f"matrix_{os.getpid()}_{self._directory.name.replace('-', '_')}"
+        return (
+            "pipeline: matrix\n"
+            f'source: {{kind: postgres, dsn: "{source}", plugin: {self.plugin}, slot: {slot}, publication: {slot}}}\n'
+            f'target: {{kind: postgres, dsn: "{target}"}}\n'
+            "batch: {max_rows: 220}\nsnapshot: {chunk_rows: 250}\ncheckpoint_seconds: 0.5\nweb: {port: 0}\n"
+            f"log: {{level: debug}}\n{workload.ROUTES}"
+        )
+
+    def _reach(self) -> None:
+        """Bring the pipeline to the phase: someone waits at the point then, and half of the work is on its way."""
+        if self.phase is Phase.SNAPSHOT:
+            point = self.random.choice(self.phase.points)
+            self.start((point, self.random.randint(1, 6)))
+            self._writer.start()
+            self.daemon.await_paused(PATIENCE)
+            return
+        self.start()
+        self.await_rest()
+        self._since = self._mark()
+        if self.phase is Phase.VERIFYING:
+            at = (verifier.POINT, self.random.randint(1, 8))
+            log = self._directory / "verify.log"
+            self.verifier = Puppet("tests.faults.verifier", self._path, log, at)
+            self._writer.start()
+            self.verifier.await_paused(PATIENCE)
+            return
+        point = self.random.choice(self.phase.points)
+        self.daemon.pause_at(point, 1 if point == "within-transaction" else self.random.randint(1, 2))
+        self._writer.start()
+        self.daemon.await_paused(PATIENCE)
+
+    def await_rest(self) -> None:
+        """Wait until every table is copied, and all that the source has is durable at the target."""
+        end = parse_lsn(str(self.at("source", "SELECT pg_current_wal_flush_lsn()")[0][0]))
+        until(
+            lambda: self.position() >= end and self._copied(),
+            PATIENCE,
+            lambda: f"the target to reach {end:X}, is at {self.position():X}: {self.daemon.log()}",
+        )
+
+    def _copied(self) -> bool:
+        return self.at("target", "SELECT bool_and(state = 'streaming') FROM towline.route_state") == [(True,)]
+
+    def _recover(self) -> None:
+        assert self._over is not None
+        since, end = self._over
+        until(lambda: self.position() >= end, PATIENCE, lambda: f"no recovery: {self.daemon.log()}")
+        self._seconds = time.monotonic() - since
+
+    def _end_verifier(self) -> None:
+        """It may have been cut off (which a retry cures); it may never have found a difference."""
+        if self.verifier is None:
+            return
+        code = self.verifier.await_exit(PATIENCE * 2)
+        assert code in (0, Action.RETRY), f"verify ended with exit code {code}: {self.verifier.log()}"
+
+    def _mark(self) -> Mark:
+        with psycopg.connect(self.source) as source, psycopg.connect(self.hub) as hub:
+            return mark(source, hub)
+
+    def _take_stock(self) -> Account:
+        self.await_rest()
+        for puppet in self.puppets:
+            if puppet.alive:
+                puppet.stop()
+        self._never_ahead()
+        if self._repair:
+            with plan.prepare(load(self._path)) as prepared:
+                verify(prepared, repair=True)
+        with psycopg.connect(self.source) as source, psycopg.connect(self.hub) as hub:
+            taken = account(source, hub, self._since)
+        with plan.prepare(load(self._path)) as prepared:
+            report = verify(prepared)
+        differing = report.differing + report.unsettled
+        assert not differing or taken.findings, f"verify finds what nobody else does: {report.lines()}"
+        self.verified = not differing
+        return taken
+
+    def _never_ahead(self) -> None:
+        query = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database()"
+        confirmed = parse_lsn(str(self.at("source", query)[0][0]))
+        assert confirmed <= self.position(), "the slot was confirmed beyond the checkpoint"
+
+    def _end_processes(self) -> None:
+        self._writer.abandon()
+        for puppet in (*self.puppets, *([self.verifier] if self.verifier is not None else [])):
+            puppet.kill()

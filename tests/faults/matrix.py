@@ -10,7 +10,10 @@ from tests.faults import of_daemon, of_lines, of_servers
 from tests.faults.fault import Fault
 from tests.faults.phases import PLUGINS, Phase
 
-FAULTS: tuple[Fault, ...] = (*of_daemon.FAULTS, *of_lines.FAULTS, *of_servers.FAULTS)
+_ALL = (*of_daemon.FAULTS, *of_lines.FAULTS, *of_servers.FAULTS)
+_GROUPS = list(dict.fromkeys(fault.group for fault in _ALL))
+#: In the order of the page: group by group.
+FAULTS: tuple[Fault, ...] = tuple(sorted(_ALL, key=lambda fault: _GROUPS.index(fault.group)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -335,6 +335,39 @@ class PublicationNotViaRoot(NotSetUp):
     remedy = "Run `towline apply`: it sets publish_via_partition_root."
 
 
+class SpoolFull(TowlineError):
+    """Large transactions that are under way at the source take more than the spool may or can hold."""
+
+    code = "TL-335"
+    action = Action.RETRY
+    remedy = (
+        "Nothing at once: until those transactions have ended, the source keeps large ones itself and sends them when "
+        "they commit. If it happens often, raise `spool.max_bytes` or name a directory with more room in "
+        "`spool.directory`."
+    )
+
+
+class SpoolUnusable(TowlineError):
+    """Files cannot be made or written in the spool's directory."""
+
+    code = "TL-336"
+    remedy = (
+        "Make the directory and let the daemon write to it, name another one in `spool.directory`, or set "
+        "`source.streaming: off`."
+    )
+
+
+class SpoolCorrupt(TowlineError):
+    """A file of the spool does not hold what was written to it: the disk or its file system is failing."""
+
+    code = "TL-337"
+    action = Action.RETRY
+    remedy = (
+        "Nothing at once: the transaction is read again from the source. If it happens again, look after the disk "
+        "that `spool.directory` is on."
+    )
+
+
 # ---- TL-4xx: target -------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,8 @@ LAG_SECONDS = "towline_lag_seconds"
 SLOT_RETAINED_BYTES = "towline_slot_retained_bytes"
 SLOT_RESTART_POSITION = "towline_slot_restart_position_bytes"
 CHECKPOINT_POSITION = "towline_checkpoint_position_bytes"
+SPOOL_BYTES = "towline_spool_bytes"
+SPOOL_TRANSACTIONS = "towline_spool_transactions"
 LAST_APPLIED = "towline_last_applied_timestamp_seconds"
 ERRORS = "towline_errors"
 ROUTE_STATE = "towline_route_state"
@@ -67,6 +69,8 @@ class Metrics:
         )
         self._retained = self._gauge(SLOT_RETAINED_BYTES, "Log that the source keeps for the replication slot.")
         self._restart = self._gauge(SLOT_RESTART_POSITION, "The slot's restart position, in bytes of log.")
+        self._spool_bytes = self._gauge(SPOOL_BYTES, "Disk that transactions under way at the source take here.")
+        self._spool_transactions = self._gauge(SPOOL_TRANSACTIONS, "Transactions under way at the source kept here.")
         self._checkpoint = self._gauge(CHECKPOINT_POSITION, "The durable position, in bytes of log.")
         self._applied = self._gauge(LAST_APPLIED, "When the last target transaction was committed.")
         self._state = self._gauge(ROUTE_STATE, "1 for the state that the route's snapshot is in.", ROUTE, STATE)
@@ -87,7 +91,8 @@ class Metrics:
         self._gauge(UP_SINCE, "When this daemon started.").labels(pipeline).set(time.time())
         for unknown in (self._lag_bytes, self._lag_seconds, self._retained):
             unknown.labels(pipeline).set(math.nan)  # 0 would say that all is well before anything was measured
-        for plain in (self._batches, self._checkpoint, self._applied, self._restart):
+        spool = (self._spool_bytes, self._spool_transactions)
+        for plain in (self._batches, self._checkpoint, self._applied, self._restart, *spool):
             plain.labels(pipeline)
         self.role("starting")
 
@@ -120,6 +125,11 @@ class Metrics:
         """What the source keeps for the slot."""
         self._retained.labels(self.pipeline).set(retained_bytes)
         self._restart.labels(self.pipeline).set(restart)
+
+    def spool(self, transactions: int, bytes_: int) -> None:
+        """What is kept of transactions that are under way."""
+        self._spool_transactions.labels(self.pipeline).set(transactions)
+        self._spool_bytes.labels(self.pipeline).set(bytes_)
 
     def route_state(self, state: RouteState) -> None:
         """How far a route's snapshot is."""

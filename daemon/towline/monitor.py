@@ -17,7 +17,11 @@ log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """A thread that samples once a second, and goes on when the source is away: then the lag grows, as it should."""
+    """A thread that samples once a second, and goes on when the source is away: then the lag grows, as it should.
+
+    ``spooled``: how many transactions under way are kept, and how many bytes of disk they take. ``restart`` is told the
+    slot's restart position whenever it was looked at.
+    """
 
     def __init__(
         self,
@@ -25,12 +29,16 @@ class Monitor:
         reached: Callable[[], int],
         metrics: Metrics,
         *,
+        spooled: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        restart: Callable[[int], None] = lambda position: None,
         every: float = 1.0,
         slot_every: int = 10,
     ) -> None:
         self._connect = connect
         self._reached = reached
         self._metrics = metrics
+        self._spooled = spooled
+        self._restart = restart
         self._every = every
         self._slot_every = slot_every
         self._clock = LagClock()
@@ -58,14 +66,17 @@ class Monitor:
                     if turn % self._slot_every == 0:
                         slot = tables.slot()
                         self._metrics.slot(slot.retained_bytes, slot.restart)
+                        self._restart(slot.restart)
                 except TowlineError as error:
                     event(log, logging.DEBUG, "source_not_sampled", code=error.code)
                     if tables is not None:
                         tables.close()
                         tables = None
                 turn += 1
+                self._metrics.spool(*self._spooled())
                 reached = self._reached()
                 self._metrics.lag(self._clock.bytes(reached), self._clock.seconds(time.monotonic(), reached))
         finally:
+            self._metrics.spool(0, 0)
             if tables is not None:
                 tables.close()

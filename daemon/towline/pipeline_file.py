@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import psycopg
@@ -110,6 +111,10 @@ class SourceConfig(_End):
         default=False,
         description="Have standbys keep a copy of the slot, to go on after a promotion (PostgreSQL 17 and newer).",
     )
+    streaming: Literal["auto", "off"] = Field(
+        default="auto",
+        description="Whether large transactions come while they are under way: auto where the source can, or off.",
+    )
 
 
 class TargetConfig(_End):
@@ -201,6 +206,24 @@ class QuarantineConfig(_Model):
     )
 
 
+class SpoolConfig(_Model):
+    """Where large transactions of the source are kept while they are under way."""
+
+    directory: Path = Field(
+        default=Path("/var/tmp"), strict=False, description="A directory that the daemon may write to, on a disk."
+    )
+    max_bytes: Whole = Field(
+        default=10_737_418_240, ge=1_048_576, description="Bytes of it that may be used; they are compressed."
+    )
+
+    @field_validator("directory")
+    @classmethod
+    def _absolute(cls, directory: Path) -> Path:
+        if not directory.is_absolute():
+            raise PydanticCustomError("directory", "an absolute path")
+        return directory
+
+
 class WebConfig(_Model):
     """Where metrics and health are served."""
 
@@ -230,6 +253,7 @@ class PipelineConfig(_Model):
     batch: BatchConfig = BatchConfig()
     snapshot: SnapshotConfig = SnapshotConfig()
     quarantine: QuarantineConfig = QuarantineConfig()
+    spool: SpoolConfig = SpoolConfig()
     checkpoint_seconds: Seconds = Field(
         default=10.0, ge=0.1, le=3600, description="How often an idle pipeline advances its checkpoint, in seconds."
     )
@@ -331,6 +355,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "batch": BatchConfig,
     "snapshot": SnapshotConfig,
     "quarantine": QuarantineConfig,
+    "spool": SpoolConfig,
     "web": WebConfig,
     "log": LogConfig,
 }

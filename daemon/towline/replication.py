@@ -15,7 +15,7 @@ from towline.breaker import Limits
 from towline.change import Chunk, Relation
 from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
-from towline.errors import NotSetUp, SourceUnavailable
+from towline.errors import NotSetUp, SourceUnavailable, SpoolFull
 from towline.frame import Frame
 from towline.logs import event
 from towline.metrics import Metrics
@@ -25,11 +25,13 @@ from towline.plan import Prepared, prepare
 from towline.position import before_page_header, format_lsn
 from towline.snapshot import STREAMING, Snapshots
 from towline.source import Identity, Stream
+from towline.source.postgres.spool import Spool
 from towline.source.postgres.standby import StandbyStream
 from towline.source.postgres.stream import PostgresStream
 from towline.source.postgres.tables import PostgresTables
 from towline.source.postgres.timelines import Timelines
 from towline.start_checks import SourceNow, check_start
+from towline.streaming import Streaming
 from towline.sweeper import Sweeper
 from towline.target import Checkpoint
 from towline.target.postgres.writer import PostgresTarget, Session
@@ -78,8 +80,12 @@ class Replication:
         role: Callable[[str], None],
         announce: Callable[[str], None],
         predecessor: Session | None = None,
+        streaming: Streaming | None = None,
     ) -> None:
         self._predecessor = predecessor
+        self._streaming = streaming or Streaming()
+        #: Whether the attempt ended because another one can do better.
+        self.again = False
         self._config = config
         self._metrics = metrics
         self._stopping = stopping
@@ -181,7 +187,8 @@ class Replication:
         if tables.end_walsender(name):
             event(log, logging.WARNING, "abandoned_walsender_ended", pipeline=config.pipeline, slot=config.source.slot)
         until = before_page_header(tables.position()) if until_caught_up else None
-        stream: Stream = PostgresStream(
+        spool = self._spool(identity, tables)
+        reading = PostgresStream(
             config.source.dsn.get_secret_value(),
             slot=config.source.slot,
             publication=config.source.publication,
@@ -192,8 +199,10 @@ class Replication:
             max_bytes=config.batch.max_bytes,
             resolve=tables.root_of,
             application_name=name,
+            spool=spool,
         )
-        stack.callback(stream.close)
+        stack.callback(reading.close)
+        stream: Stream = reading
         if identity.in_recovery:
             stream = StandbyStream(stream, self._timelines(), identity.timeline)
             stack.callback(stream.close)
@@ -240,7 +249,21 @@ class Replication:
         for state in snapshots.states.values():
             self._metrics.route_state(state)
         self._metrics.quarantine(target.quarantined)
-        monitor = Monitor(self._tables, lambda: pipeline.reached, self._metrics)
+
+        def restart_position(position: int) -> None:
+            if self._streaming.passed(position):
+                event(log, logging.INFO, "streaming_resumed", pipeline=config.pipeline, restart=format_lsn(position))
+                self.again = True
+                pipeline.stop()
+
+        monitor = Monitor(
+            self._tables,
+            lambda: pipeline.reached,
+            self._metrics,
+            spooled=lambda: reading.spooled,
+            restart=restart_position,
+            slot_every=1 if self._streaming.suspended else 10,
+        )
         monitor.start()
         stack.callback(monitor.close)
         self.handle.pipeline = pipeline
@@ -257,6 +280,20 @@ class Replication:
             routes_to_copy=sum(1 for state in snapshots.states.values() if state.state != STREAMING),
         )
         sweeper.start()
-        pipeline.run(until)
+        try:
+            pipeline.run(until)
+        except SpoolFull as error:
+            self._streaming.spool_full()
+            event(log, logging.WARNING, "spool_full", pipeline=config.pipeline, code=error.code, detail=error.detail)
+            raise
         if sweeper.error is not None:
             raise sweeper.error
+
+    def _spool(self, identity: Identity, tables: PostgresTables) -> Spool | None:
+        """Where transactions under way are kept; None when the source is not to send them."""
+        source, spool = self._config.source, self._config.spool
+        if source.streaming == "off" or source.plugin != "pgoutput" or identity.server_version < 140000:
+            return None
+        if not self._streaming.begin(tables.slot().restart, tables.position()):
+            return None
+        return Spool(spool.directory, spool.max_bytes)

@@ -24,6 +24,7 @@ from towline.metrics import Metrics
 from towline.notify import notify
 from towline.plan import prepare
 from towline.replication import Replication
+from towline.streaming import Streaming
 from towline.target.postgres.writer import Session
 from towline.web import Health, serve
 
@@ -128,6 +129,7 @@ class Supervisor:
     def _attempts(self, until_caught_up: bool) -> int:
         failures = 0
         predecessor: Session | None = None
+        streaming = Streaming()
         while not self._stop.is_set():
             self._wake.clear()
             if self._reload.is_set():
@@ -141,6 +143,7 @@ class Supervisor:
                 role=self._set_role,
                 announce=self._announce,
                 predecessor=predecessor,
+                streaming=streaming,
             )
             self._attempt = attempt
             started = time.monotonic()
@@ -167,7 +170,7 @@ class Supervisor:
                 failures += 1
             else:
                 failures = 0
-                if until_caught_up and not self._reload.is_set():
+                if until_caught_up and not self._reload.is_set() and not attempt.again:
                     break
             finally:
                 predecessor = attempt.handle.session or predecessor

@@ -1,13 +1,16 @@
-"""One suite, every way of reading PostgreSQL's log: both output plugins, an old server and a new one."""
+"""One suite, every way of reading PostgreSQL's log: both output plugins, an old server and a new one, and each
+transaction sent when it has committed, or change by change while it is under way."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.support.databases import NewDatabase
 from tests.support.wait import until
@@ -25,10 +28,16 @@ from towline.errors import (
 from towline.position import parse_lsn
 from towline.postgres import session
 from towline.postgres.catalog import describe
+from towline.source.postgres.spool import Spool
 from towline.source.postgres.stream import PostgresStream
 from towline_transforms.schema import TableName
 
-WAYS = [("pg15", "pgoutput"), ("pg15", "wal2json"), ("pg18", "pgoutput")]
+WAYS = [
+    ("pg15", "pgoutput", False),
+    ("pg15", "wal2json", False),
+    ("pg18", "pgoutput", False),
+    ("pg18", "pgoutput", True),
+]
 I, U, D = INSERT, UPDATE, DELETE  # noqa: E741
 
 
@@ -40,6 +49,7 @@ class Source:
     plugin: str
     connection: psycopg.Connection
     slot: str
+    streamed: bool = False
     streams: list[PostgresStream] = field(default_factory=list)
 
     def run(self, *statements: str) -> None:
@@ -93,6 +103,7 @@ class Source:
             max_rows=max_rows,
             max_bytes=max_bytes,
             resolve=resolve,
+            spool=Spool(Path("/var/tmp"), 1 << 30) if self.streamed else None,
         )
         self.streams.append(stream)
         return stream
@@ -184,13 +195,18 @@ def values(rows: RowSet, row: int) -> tuple[str | None, ...]:
     return tuple(None if value is None else value.decode() for value in found)
 
 
-@pytest.fixture(params=WAYS, ids=["-".join(way) for way in WAYS])
+@pytest.fixture(params=WAYS, ids=["-".join((*way, "streamed")[: 3 if streamed else 2]) for *way, streamed in WAYS])
 def source(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterator[Source]:
     """An empty database on one of the servers."""
-    server, plugin = request.param
+    server, plugin, streamed = request.param
     dsn = new_database(request.getfixturevalue(server))
     with psycopg.connect(dsn, autocommit=True) as connection:
-        made = Source(dsn, plugin, connection, f"slot_{connection.info.dbname}")
+        if streamed:  # for the walsenders of this database: every change as soon as it is decoded
+            name = sql.Identifier(connection.info.dbname)
+            connection.execute(
+                sql.SQL("ALTER DATABASE {} SET debug_logical_replication_streaming = immediate").format(name)
+            )
+        made = Source(dsn, plugin, connection, f"slot_{connection.info.dbname}", streamed)
         yield made
         for stream in made.streams:
             stream.close()

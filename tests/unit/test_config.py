@@ -65,6 +65,11 @@ def test_minimal(write: Write) -> None:
     )
     assert (loaded.source.plugin, loaded.target.schema_name) == ("pgoutput", "towline")
     assert (loaded.batch.max_rows, loaded.batch.max_bytes, loaded.snapshot.chunk_rows) == (20_000, 8_388_608, 20_000)
+    assert (loaded.source.streaming, str(loaded.spool.directory), loaded.spool.max_bytes) == (
+        "auto",
+        "/var/tmp",
+        10 << 30,
+    )
     assert (loaded.checkpoint_seconds, loaded.web.host, loaded.web.port) == (10.0, "127.0.0.1", 9464)
     assert loaded.specs() == (RouteSpec("public.item", TableName("public", "item"), TableName("hub", "item")),)
 
@@ -183,7 +188,7 @@ BAD = {
         HEAD + "retries: 3\nweb: {porrt: 1}\n" + ROUTE,
         [
             "4: retries: unknown key: did you mean routes?; known: pipeline, source, target, defaults, routes, batch, "
-            "snapshot, quarantine, checkpoint_seconds, web, log",
+            "snapshot, quarantine, spool, checkpoint_seconds, web, log",
             "5: web.porrt: unknown key: did you mean port?; known: host, port",
         ],
     ),

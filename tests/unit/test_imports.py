@@ -46,7 +46,7 @@ RULES = (
     Rule(
         "decoders turn bytes into messages: no I/O, no driver, no log, no clock",
         (
-            *(f"towline.source.postgres.{name}" for name in ("pgoutput", "wal2json", "tuples")),
+            *(f"towline.source.postgres.{name}" for name in ("pgoutput", "streamed", "wal2json", "tuples")),
             *("towline.frame", "towline.change", "towline.compact", "towline.position"),
         ),
         OUTSIDE,
@@ -54,7 +54,7 @@ RULES = (
     ),
     Rule(
         "decisions are made apart from I/O",
-        ("towline.snapshot", "towline.lag", "towline.start_checks"),
+        ("towline.snapshot", "towline.lag", "towline.start_checks", "towline.streaming"),
         OUTSIDE,
         deep=True,
     ),

@@ -1,7 +1,8 @@
 """Makes the captured bytes in ``data/`` that the decoder tests read, from a server that has both plugins.
 
-    python -m tests.unit.source.capture "host=/tmp port=5432 user=postgres"
+    python -m tests.unit.source.capture "host=/tmp port=5432 user=postgres" [NAME…]
 
+With names, only those files: ``pgoutput-streamed`` takes a server from 16 on, the others one that has wal2json.
 A file holds messages one after the other, each with its length before it (int32, big endian), as they came out of the
 plugin. All files tell of the same transactions. A capture needs making anew only when `SCRIPT` changes.
 """
@@ -59,6 +60,10 @@ PLUGINS = {
         "pgoutput",
         {"proto_version": "1", "publication_names": "capture", "messages": "true", "binary": "true"},
     ),
+    "pgoutput-streamed": (
+        "pgoutput",
+        {"proto_version": "2", "publication_names": "capture", "messages": "true", "streaming": "on"},
+    ),
     "wal2json": (
         "wal2json",
         {
@@ -86,8 +91,9 @@ def read(name: str) -> list[bytes]:
     return messages
 
 
-def main(dsn: str) -> None:
+def main(dsn: str, *names: str) -> None:
     """Run the script in a database of its own, and write what each plugin makes of it."""
+    plugins = {name: PLUGINS[name] for name in names or PLUGINS.keys() - {"pgoutput-streamed"}}
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE IF EXISTS {DATABASE}".encode())
         connection.execute(f"CREATE DATABASE {DATABASE} TEMPLATE template0".encode())
@@ -96,13 +102,15 @@ def main(dsn: str) -> None:
         connection.execute(b"SET search_path = public")
         connection.execute(SCHEMA.encode())
         connection.execute(b"SELECT pg_replication_origin_create('towline_capture')")
-        for name, (plugin, _) in PLUGINS.items():
+        for name, (plugin, _) in plugins.items():
             slot = "capture_" + name.replace("-", "_")
             connection.execute("SELECT pg_create_logical_replication_slot(%s, %s)", (slot, plugin))
         for statement in SCRIPT:
             connection.execute(statement.encode())
         connection.execute(b"SET search_path = ''")
-        for name, (_, options) in PLUGINS.items():
+        if "pgoutput-streamed" in plugins:
+            connection.execute(b"SET debug_logical_replication_streaming = immediate")
+        for name, (_, options) in plugins.items():
             slot = "capture_" + name.replace("-", "_")
             rows = connection.execute(
                 "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, NULL, NULL, VARIADIC %s::text[])",
@@ -117,4 +125,4 @@ def main(dsn: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

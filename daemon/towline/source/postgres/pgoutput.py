@@ -4,9 +4,10 @@
     transaction :=  BEGIN ( ORIGIN | TYPE | RELATION | INSERT | UPDATE | DELETE | TRUNCATE | message )* COMMIT
     message     :=  MESSAGE            (pg_logical_emit_message; not asked for, skipped)
 
-Whole transactions come in commit order, never interleaved (version 1 has neither streaming of transactions under way
-nor two-phase commit). A RELATION tells of a table's columns before its first change in the session and again when it
-may have changed; INSERT, UPDATE and DELETE name the table by OID only, and their tuples have exactly those columns.
+Whole transactions come in commit order, never interleaved (version 1 has neither streaming of transactions under way,
+for which see `streamed`, nor two-phase commit). A RELATION tells of a table's columns before its first change in the
+session and again when it may have changed; INSERT, UPDATE and DELETE name the table by OID only, and their tuples have
+exactly those columns.
 
 Of a change only its kind and its table are looked at here: what costs time for every row is done in `tuples`, for all
 rows at once. A table that no longer has what its routes need is an error only when a change of it comes.
@@ -37,9 +38,11 @@ _COMMIT = struct.Struct(">cBQQq")
 _CHANGES = frozenset((b"I", b"U", b"D"))
 
 
-def options(publication: str, format_: Format) -> dict[str, str]:
-    """What to ask of the plugin. ``binary`` is known to servers from 14 on."""
+def options(publication: str, format_: Format, *, streaming: bool = False) -> dict[str, str]:
+    """What to ask of the plugin. ``binary`` and ``streaming`` (see `streamed`) are known to servers from 14 on."""
     asked = {"proto_version": "1", "publication_names": '"' + publication.replace('"', '""') + '"'}
+    if streaming:
+        asked |= {"proto_version": "2", "streaming": "on"}
     if format_ is Format.BINARY:
         asked["binary"] = "true"
     return asked
@@ -261,6 +264,9 @@ def layout(sent: RelationSent, relation: Relation) -> Layout:
 
 # ---- Decoder --------------------------------------------------------------------------------------------------
 
+#: What is known of tables by OID: the layout; None when the table is not wanted; why its changes cannot be taken.
+Layouts = dict[bytes, Layout | SourceTableChanged | None]
+
 
 class Decoder:
     """Takes messages one by one and adds what is wanted to the gatherer."""
@@ -268,8 +274,7 @@ class Decoder:
     def __init__(self, routed: Routed, gatherer: Gatherer[TupleBatch]) -> None:
         self._routed = routed
         self._gatherer = gatherer
-        #: By OID: the layout; None when the table is not wanted; why its changes cannot be taken.
-        self._layouts: dict[bytes, Layout | SourceTableChanged | None] = {}
+        self._layouts: Layouts = {}
         #: By OID: the columns that were sent before, by their places. What was there once and is absent, was dropped.
         self._seen: dict[bytes, frozenset[int]] = {}
 
@@ -290,6 +295,10 @@ class Decoder:
             gatherer.order += 1
             gatherer.size += len(message)
             return
+        self._take(message, at)
+
+    def _take(self, message: bytes, at: int) -> None:
+        """Take a message that is not a change."""
         self._control(parse(message, at))
 
     def _batch(self, message: bytes, at: int) -> TupleBatch | None:
@@ -298,7 +307,7 @@ class Decoder:
         known = self._known(oid)
         if known is None or self._gatherer.skipping:
             return None
-        batch = self._gatherer.batch(known, lambda: TupleBatch(known, at))
+        batch = self._gatherer.batch((known, at), lambda: TupleBatch(known, at))
         if batch is not None:
             self._gatherer.active[oid] = batch
         return batch

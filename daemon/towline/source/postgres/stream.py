@@ -12,6 +12,13 @@ What it reads goes to a decoder and from there into a gatherer. Pieces are cut
 
 At most two pieces wait for the consumer. When they do and the gatherer is full too, the reader reads no more, and the
 server waits. Status updates go out all the while, each with the acknowledged position and never a later one.
+
+With a spool, pgoutput sends large transactions while they are under way (see `streamed`). When one commits, it is
+decoded out of the spool where its commit stands in the stream, and the reader reads no more until the consumer has
+taken all but the last pieces of it. Positions that the server tells of while transactions are under way are
+acknowledged as ever: those commit after them, and the server keeps what it needs to send them again, since the slot's
+restart position stays before their beginning (SnapBuildProcessRunningXacts in PostgreSQL's snapbuild.c).
+When the spool is full the reader fails with SpoolFull, see `towline.streaming`.
 """
 
 from __future__ import annotations
@@ -23,13 +30,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from towline.change import Format, Piece, Relation
 from towline.errors import SourceUnavailable, StreamMalformed, TowlineError
 from towline.source.postgres import pgoutput, wal2json
 from towline.source.postgres.gather import Gatherer, RowBatch, TupleBatch
 from towline.source.postgres.routed import Resolve, Routed
+from towline.source.postgres.spool import Spool
+from towline.source.postgres.streamed import StreamingDecoder
 from towline.source.postgres.walsender import KEEPALIVE, KEEPALIVE_SIZE, XLOG_DATA, XLOG_HEADER, Walsender
 
 #: Pieces that may wait for the consumer.
@@ -50,11 +60,16 @@ BURST = 1 << 20
 CLOSE_WITHIN = 1.0
 
 
+class _Closed(Exception):
+    """The stream was closed while the consumer was waited for."""
+
+
 class PostgresStream:
     """Changes of ``relations`` from position ``start`` on; implements `towline.source.Stream`.
 
     ``max_rows`` and ``max_bytes`` (of the plugin's messages) bound a piece. ``resolve`` names the root of a partition
-    that was not known when the relations were described; it is called in the reader's thread.
+    that was not known when the relations were described; it is called in the reader's thread. ``spool``: where
+    transactions under way are kept (pgoutput, servers from 14 on); None: each is sent when it has committed.
 
     The constructor connects and starts replication: it takes up to the dsn's ``connect_timeout`` (10 seconds by
     default) and raises SourceUnavailable, SourceRefused, SlotMissing, SlotInUse, SlotUnusable, PluginRefused, NotSetUp,
@@ -74,7 +89,9 @@ class PostgresStream:
         max_bytes: int,
         resolve: Resolve | None = None,
         application_name: str = "",
+        spool: Spool | None = None,
     ) -> None:
+        self._spool = spool
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         routed = Routed(relations, resolve)
@@ -88,9 +105,13 @@ class PostgresStream:
             if plugin == "pgoutput":
                 self._walsender.check_publication(publication, routed)
                 binary = any(relation.format is Format.BINARY for relation in relations)
-                options = pgoutput.options(publication, Format.BINARY if binary else Format.TEXT)
-                tuples = Gatherer[TupleBatch](start)
-                self._gatherer, self._decoder = tuples, pgoutput.Decoder(routed, tuples)
+                format_ = Format.BINARY if binary else Format.TEXT
+                options = pgoutput.options(publication, format_, streaming=spool is not None)
+                tuples = self._gatherer = Gatherer[TupleBatch](start)
+                if spool is not None:
+                    self._decoder = StreamingDecoder(routed, tuples, spool, self._paced)
+                else:
+                    self._decoder = pgoutput.Decoder(routed, tuples)
             else:
                 names = [(relation.name.schema, relation.name.name) for relation in relations]
                 options = wal2json.options(relations, partitioned=self._walsender.any_partitioned(names))
@@ -99,6 +120,8 @@ class PostgresStream:
             self._walsender.start(slot, start, options)
         except BaseException:
             self._walsender.close()
+            if spool is not None:
+                spool.close()
             raise
         least, most = STATUS_EVERY
         self._status_every = min(max(timeout / 4, least), most) if timeout else most
@@ -155,6 +178,11 @@ class PostgresStream:
                 self._wake()
 
     @property
+    def spooled(self) -> tuple[int, int]:
+        """How many transactions under way are kept, and how many bytes of files they take."""
+        return (self._spool.transactions, self._spool.bytes) if self._spool is not None else (0, 0)
+
+    @property
     def idle_position(self) -> int:
         """Up to where the server has sent all there is, when nothing of it waits to be polled; else 0."""
         with self._changed:
@@ -197,6 +225,8 @@ class PostgresStream:
             if defect is not None:
                 self._fail(TowlineError(f"the reader of the source's stream failed with {type(defect).__name__}"))
             self._walsender.close()
+            if self._spool is not None:
+                self._spool.close()
             with self._changed:
                 os.close(self._wake_in)
                 os.close(self._wake_out)
@@ -210,17 +240,15 @@ class PostgresStream:
 
     def _read(self) -> None:
         nap = SHORTEST_NAP
-        while not self._closing:
-            self._report()
-            if not self._room():
-                self._sleep(reading=False)
-                self._heard_at = time.monotonic()  # the silence is of our making
-            elif self._burst():
-                time.sleep(nap)
-                nap = min(nap * 2, LONGEST_NAP)
-            else:
-                nap = SHORTEST_NAP
-                self._sleep(reading=True)
+        with suppress(_Closed):
+            while not self._closing:
+                self._await_room()
+                if self._burst():
+                    time.sleep(nap)
+                    nap = min(nap * 2, LONGEST_NAP)
+                else:
+                    nap = SHORTEST_NAP
+                    self._sleep(reading=True)
         if self._acknowledged > self._reported:
             self._walsender.send_status(self._acknowledged)
 
@@ -277,6 +305,27 @@ class PostgresStream:
                 return False
             self._push(gatherer.ready.popleft() if gatherer.ready else gatherer.cut_full())
         return True
+
+    def _paced(self, blocks: Iterable[list[bytes]]) -> Iterator[bytes]:
+        """The messages of a spooled transaction that commits, as fast as the consumer takes the pieces."""
+        gatherer, max_rows, max_bytes = self._gatherer, self._max_rows, self._max_bytes
+        for messages in blocks:
+            self._heard_at = time.monotonic()
+            self._await_room()
+            for message in messages:
+                if gatherer.order >= max_rows or gatherer.size >= max_bytes or gatherer.ready:
+                    self._await_room()
+                yield message
+
+    def _await_room(self) -> None:
+        """Until not more is gathered than a piece holds. Raises _Closed when nobody wants it any more."""
+        while not self._closing:
+            self._report()
+            if self._room():
+                return
+            self._sleep(reading=False)
+            self._heard_at = time.monotonic()  # the silence is of our making
+        raise _Closed
 
     def _offer(self, position: int) -> None:
         """At the end of a burst: cut for a consumer that waits, and publish the positions."""

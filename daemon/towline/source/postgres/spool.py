@@ -1,0 +1,189 @@
+"""Where the messages of transactions under way are kept until these commit: in memory while few, else in files.
+
+A transaction's messages are collected into blocks, which are compressed (each a Zstandard frame with a checksum) and
+appended to a file of its own. What is held uncompressed is bounded: a block for each transaction, and `HELD` bytes for
+all of them together. The files together are bounded by ``max_bytes``; beyond it, or when the file system has no room,
+`SpoolFull` is raised and the spool is of no more use.
+
+**The files have no name** (``O_TMPFILE``, or unlinked as soon as they are made where that is not known), so the kernel
+frees them when the process ends, in whatever way. There is nothing to clean up after a crash, nothing of another
+daemon to be mistaken for one's own, and no other user can open them. They are not durable state: after a crash the
+server sends again what had not committed.
+
+Zstandard at its fastest level packs such messages to a fifth or less at several hundred MB/s, with the interpreter's
+lock released. The package is the standard library's own module of Python 3.14 for those before it.
+
+What the messages say is not known here: see `streamed`. Not for several threads at once; ``bytes`` and
+``transactions`` may be read from any.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+
+from towline.errors import SpoolCorrupt, SpoolFull, SpoolUnusable
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+#: Bytes of messages in a block.
+BLOCK = 1 << 18
+#: Bytes of messages that all transactions together hold in memory; the largest are written to their files first.
+HELD = 8 << 20
+
+_OPTIONS: dict[int, int] = {
+    zstd.CompressionParameter.compression_level: 1,
+    zstd.CompressionParameter.checksum_flag: 1,
+}
+#: No room for more, in one sense or another.
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE))
+
+
+class Spool:
+    """The spool of one stream. The constructor raises SpoolUnusable when files cannot be made in the directory."""
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self.directory = directory
+        self.max_bytes = max_bytes
+        self.bytes = 0  # of the files
+        self._open: set[SpooledTransaction] = set()
+        self._file().close()
+
+    @property
+    def transactions(self) -> int:
+        """How many transactions are kept."""
+        return len(self._open)
+
+    def open(self) -> SpooledTransaction:
+        """Room for another transaction."""
+        transaction = SpooledTransaction(self)
+        self._open.add(transaction)
+        return transaction
+
+    def settle(self) -> None:
+        """Write to files what is more than memory is meant to hold. Raises SpoolFull and SpoolUnusable."""
+        held = sum(transaction.held for transaction in self._open)
+        if held > HELD:
+            for transaction in sorted(self._open, key=lambda transaction: transaction.held, reverse=True):
+                held -= transaction.held
+                transaction.flush()
+                if held <= HELD // 2:
+                    break
+
+    def close(self) -> None:
+        """Forget everything."""
+        for transaction in tuple(self._open):
+            transaction.drop()
+
+    # ---- for its transactions --------------------------------------------------------------------------------
+
+    def _file(self) -> FileIO:
+        try:
+            return tempfile.TemporaryFile(dir=self.directory, buffering=0)
+        except OSError as error:
+            raise self._error(error) from None
+
+    def _append(self, file: FileIO, data: bytes, of: SpooledTransaction) -> None:
+        if self.bytes + len(data) > self.max_bytes:
+            raise SpoolFull(
+                f"{self.transactions} transactions under way take more than spool.max_bytes ({self.max_bytes}) "
+                f"in {self.directory}"
+            )
+        rest = memoryview(data)
+        try:
+            while rest:
+                written = file.write(rest)
+                self.bytes += written
+                of.size += written
+                rest = rest[written:]
+        except OSError as error:
+            raise self._error(error) from None
+
+    def _error(self, error: OSError) -> SpoolFull | SpoolUnusable:
+        what = f"{error.strerror or 'an error'} in the spool's directory {self.directory}"
+        if error.errno in _FULL:
+            return SpoolFull(f"{what}, with {self.transactions} transactions of {self.bytes} bytes in it")
+        return SpoolUnusable(what)
+
+    def _forget(self, transaction: SpooledTransaction) -> None:
+        self._open.discard(transaction)
+        self.bytes -= transaction.size
+        transaction.size = 0
+
+
+class SpooledTransaction:
+    """The messages of one transaction, in the order in which they came."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.held = 0  # bytes of messages that are in no file
+        self.size = 0  # bytes of the file
+        self._spool = spool
+        self._messages: list[bytes] = []
+        self._file: FileIO | None = None
+        self._frames = array("L")  # the sizes of what is in the file
+
+    def add(self, message: bytes) -> None:
+        """Keep a message. Raises SpoolFull and SpoolUnusable."""
+        self._messages.append(message)
+        self.held += len(message)
+        if self.held >= BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held to the file. Raises SpoolFull and SpoolUnusable."""
+        if not self._messages:
+            return
+        if self._file is None:
+            self._file = self._spool._file()
+        sizes = np.fromiter(map(len, self._messages), dtype="<u4", count=len(self._messages))
+        block = b"".join((len(sizes).to_bytes(4, "little"), sizes.tobytes(), *self._messages))
+        frame = zstd.compress(block, options=_OPTIONS)
+        self._spool._append(self._file, frame, self)
+        self._frames.append(len(frame))
+        self._messages = []
+        self.held = 0
+
+    def blocks(self) -> Iterator[list[bytes]]:
+        """All messages, some at a time. Raises SpoolCorrupt when a file does not hold what was written to it."""
+        if self._file is not None:
+            at = 0
+            for size in self._frames:
+                yield self._block(at, size)
+                at += size
+        yield self._messages
+
+    def _block(self, at: int, size: int) -> list[bytes]:
+        assert self._file is not None
+        try:
+            frame = os.pread(self._file.fileno(), size, at)
+            block = zstd.decompress(frame)
+        except OSError as error:
+            raise SpoolCorrupt(f"{error.strerror or 'an error'} while the spool was read") from None
+        except zstd.ZstdError:
+            raise SpoolCorrupt(f"{size} bytes at {at} of a transaction's file are not what was written") from None
+        count = int.from_bytes(block[:4], "little")
+        begin = 4 + 4 * count
+        ends = np.cumsum(np.frombuffer(block, dtype="<u4", count=count, offset=4), dtype=np.int64) + begin
+        starts = [begin, *ends[:-1].tolist()]
+        return [block[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
+
+    def drop(self) -> None:
+        """Forget it, and free what it takes. May be called twice."""
+        self._messages = []
+        self.held = 0
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._spool._forget(self)
+        self._frames = array("L")

@@ -1,0 +1,234 @@
+"""pgoutput, protocol version 2 with ``streaming``: transactions arrive while they are under way, in parts.
+
+    session  :=  ( transaction | part | STREAM COMMIT | STREAM ABORT )*       (transaction: see `pgoutput`)
+    part     :=  STREAM START  ( ORIGIN | what may stand in a transaction )*  STREAM STOP
+
+    'S' xid first                        a part begins; ``first`` 1: of a transaction that was not sent before
+    'E'                                  it ends
+    'c' xid flags lsn end time           the transaction commits here, in the order of commits with all others
+    'A' xid subxid                       a subtransaction is rolled back, or all of it (``subxid`` = ``xid``)
+
+A server that decodes a transaction larger than its logical_decoding_work_mem sends what it has of it and forgets it,
+instead of keeping it in files until the commit. Parts of several transactions alternate, and stand between whole ones.
+Within a part every message but ORIGIN has after its kind the xid (int32) of the (sub)transaction that it belongs to.
+
+Parts are only kept here (in a spool, see `Keep`). At its commit a transaction's messages go through the ordinary
+decoder, as if it had come whole: without those of subtransactions that were rolled back. So nothing is decoded that
+is rolled back in the end, and transactions are gathered in commit order as ever.
+
+**Descriptions of tables** that come in a part hold for that transaction only, until it commits: it may have changed
+the table. The server remembers which tables the client has the present description of, and counts what a streamed
+transaction was told from its commit on, unless the table changed meanwhile: then it describes it again before the next
+change. So of two descriptions the one that *came* last holds after the commit. After a rollback, also of a
+subtransaction, the server describes the tables of that transaction anew. See maybe_send_schema and
+cleanup_rel_sync_cache in PostgreSQL's pgoutput.c.
+
+Source: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol
+
+from towline.errors import StreamMalformed
+from towline.source.postgres.gather import Gatherer, TupleBatch
+from towline.source.postgres.pgoutput import EPOCH, Decoder, Layouts, RelationSent, parse
+from towline.source.postgres.routed import Routed
+
+_START = struct.Struct(">cIB")
+_STOP = struct.Struct(">c")
+_COMMIT = struct.Struct(">cIBQQq")
+_ABORT = struct.Struct(">cII")
+_PARTS = frozenset(b"SEcA")
+#: What may stand in a part, each with an xid.
+_KEPT = frozenset(b"IUDTRYM")
+
+
+class Kept(Protocol):
+    """The messages of one transaction; see `towline.source.postgres.spool.SpooledTransaction`."""
+
+    def add(self, message: bytes) -> None:
+        """Keep a message."""
+
+    def blocks(self) -> Iterator[list[bytes]]:
+        """All messages in order, some at a time."""
+
+    def drop(self) -> None:
+        """Forget it."""
+
+
+class Keep(Protocol):
+    """Where transactions are kept; see `towline.source.postgres.spool.Spool`."""
+
+    def open(self) -> Kept:
+        """Room for another transaction."""
+
+    def settle(self) -> None:
+        """A part has ended: let there not be too much in memory."""
+
+
+@dataclass(slots=True, eq=False)
+class _UnderWay:
+    """A transaction of which parts have come. Subtransactions and tables as they are in messages: four bytes.
+
+    ``described``: the subtransaction in which a table was described, the table, and when (`_clock`).
+    ``unwanted``: tables that are not routed, by their last description in this transaction.
+    """
+
+    kept: Kept
+    rolled_back: set[bytes] = field(default_factory=set)
+    described: list[tuple[bytes, bytes, int]] = field(default_factory=list)
+    unwanted: set[bytes] = field(default_factory=set)
+
+
+class StreamingDecoder(Decoder):
+    """The decoder for a stream that was asked for with ``streaming``.
+
+    ``pace`` hands on messages of a transaction that commits, and takes its time when there is no room for more.
+    """
+
+    def __init__(
+        self,
+        routed: Routed,
+        gatherer: Gatherer[TupleBatch],
+        keep: Keep,
+        pace: Callable[[Iterable[list[bytes]]], Iterator[bytes]],
+    ) -> None:
+        super().__init__(routed, gatherer)
+        self._keep = keep
+        self._pace = pace
+        self._under_way: dict[int, _UnderWay] = {}
+        self._part: _UnderWay | None = None  # whose part this is
+        self._clock = 0  # counts descriptions
+        self._replaying = False
+        #: When the description came that holds for a table.
+        self._described: dict[bytes, int] = {}
+
+    # Of a whole transaction's messages, `feed` handles changes without coming here: within a part no batch is active.
+
+    def _batch(self, message: bytes, at: int) -> TupleBatch | None:
+        part = self._part
+        if part is None:
+            return super()._batch(message, at)
+        if message[at + 5 : at + 9] not in part.unwanted:
+            part.kept.add(message[at:])
+        return None
+
+    def _take(self, message: bytes, at: int) -> None:
+        if self._part is not None:
+            self._inside(self._part, message, at)
+        elif message[at : at + 1] and message[at] in _PARTS:
+            self._outside(message[at:])
+        else:
+            super()._take(message, at)
+
+    def _inside(self, part: _UnderWay, message: bytes, at: int) -> None:
+        kind = message[at] if len(message) > at else 0
+        if kind in _KEPT:
+            if len(message) < at + 5:
+                raise _malformed(kind, "it ends early")
+            if kind == ord("R"):
+                self._described_in(part, message, at)
+            part.kept.add(message[at:])
+        elif kind == ord("E"):
+            _fields(_STOP, message[at:])
+            self._part = None
+            self._keep.settle()
+        elif kind == ord("O"):
+            parse(message, at)
+        else:
+            raise _malformed(kind, "it cannot stand in a part of a streamed transaction")
+
+    def _described_in(self, part: _UnderWay, message: bytes, at: int) -> None:
+        sent = parse(_without_xid(message[at:]))
+        assert isinstance(sent, RelationSent)
+        self._clock += 1
+        part.described.append((message[at + 1 : at + 5], sent.oid, self._clock))
+        if self._routed.find(sent.name) is None:
+            part.unwanted.add(sent.oid)
+        else:
+            part.unwanted.discard(sent.oid)
+
+    def _outside(self, message: bytes) -> None:
+        kind = message[0]
+        if self._gatherer.open is not None or kind == ord("E"):
+            raise _malformed(kind, "it does not stand between transactions")
+        if kind == ord("S"):
+            _, xid, first = _fields(_START, message)
+            self._start(xid, first)
+        elif kind == ord("c"):
+            self._commit(message)
+        else:
+            _, xid, subxid = _fields(_ABORT, message)
+            self._abort(xid, subxid)
+
+    def _start(self, xid: int, first: int) -> None:
+        if first == (xid in self._under_way) or first > 1 or not xid:
+            raise _malformed(ord("S"), "a first part of a transaction that is known, or a later one of one that is not")
+        if first:
+            self._under_way[xid] = _UnderWay(self._keep.open())
+        self._part = self._under_way[xid]
+
+    def _abort(self, xid: int, subxid: int) -> None:
+        transaction = self._under_way.get(xid)
+        if transaction is None:
+            return  # nothing of it was sent
+        if subxid == xid:
+            transaction.kept.drop()
+            del self._under_way[xid]
+        else:
+            transaction.rolled_back.add(subxid.to_bytes(4, "big"))
+
+    def _commit(self, message: bytes) -> None:
+        _, xid, flags, lsn, end, microseconds = _fields(_COMMIT, message)
+        transaction = self._under_way.pop(xid, None)
+        if transaction is None or flags:
+            raise _malformed(ord("c"), "of a transaction of which nothing was sent, or with unknown flags")
+        try:
+            time = EPOCH + timedelta(microseconds=microseconds)
+        except OverflowError:
+            raise _malformed(ord("c"), "its time is beyond the calendar") from None
+        self._gatherer.begin(xid, lsn, time)
+        layouts = self._replay(transaction)
+        self._gatherer.commit(lsn, end)
+        transaction.kept.drop()
+        for subxid, oid, when in transaction.described:
+            if subxid not in transaction.rolled_back and when > self._described.get(oid, 0):
+                self._described[oid] = when
+                self._layouts[oid] = layouts[oid]
+
+    def _replay(self, transaction: _UnderWay) -> Layouts:
+        """Decode the messages of a transaction; returns what is known of tables after it."""
+        rolled_back = transaction.rolled_back
+        outside, self._layouts = self._layouts, {}
+        self._replaying = True
+        for message in self._pace(transaction.kept.blocks()):
+            if not rolled_back or message[1:5] not in rolled_back:
+                self.feed(_without_xid(message))
+        self._replaying = False
+        layouts, self._layouts = self._layouts, outside
+        return layouts
+
+    def _describe(self, sent: RelationSent) -> None:
+        if not self._replaying:
+            self._clock += 1
+            self._described[sent.oid] = self._clock
+        super()._describe(sent)
+
+
+def _without_xid(message: bytes) -> bytes:
+    return message[:1] + message[5:]
+
+
+def _fields(form: struct.Struct, message: bytes) -> tuple[int, ...]:
+    if len(message) != form.size:
+        raise _malformed(message[0], "it is of a wrong length")
+    return form.unpack(message)
+
+
+def _malformed(kind: int, what: str) -> StreamMalformed:
+    return StreamMalformed(f"pgoutput, message {chr(kind)!r}: {what}")

@@ -32,12 +32,7 @@ from towline.source.postgres.spool import Spool
 from towline.source.postgres.stream import PostgresStream
 from towline_transforms.schema import TableName
 
-WAYS = [
-    ("pg15", "pgoutput", False),
-    ("pg15", "wal2json", False),
-    ("pg18", "pgoutput", False),
-    ("pg18", "pgoutput", True),
-]
+WAYS = [("pg15", "pgoutput"), ("pg15", "wal2json"), ("pg18", "pgoutput"), ("pg18", "pgoutput", "streamed")]
 I, U, D = INSERT, UPDATE, DELETE  # noqa: E741
 
 
@@ -195,10 +190,10 @@ def values(rows: RowSet, row: int) -> tuple[str | None, ...]:
     return tuple(None if value is None else value.decode() for value in found)
 
 
-@pytest.fixture(params=WAYS, ids=["-".join((*way, "streamed")[: 3 if streamed else 2]) for *way, streamed in WAYS])
+@pytest.fixture(params=WAYS, ids=["-".join(way) for way in WAYS])
 def source(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterator[Source]:
     """An empty database on one of the servers."""
-    server, plugin, streamed = request.param
+    server, plugin, *streamed = request.param
     dsn = new_database(request.getfixturevalue(server))
     with psycopg.connect(dsn, autocommit=True) as connection:
         if streamed:  # for the walsenders of this database: every change as soon as it is decoded
@@ -206,7 +201,7 @@ def source(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterato
             connection.execute(
                 sql.SQL("ALTER DATABASE {} SET debug_logical_replication_streaming = immediate").format(name)
             )
-        made = Source(dsn, plugin, connection, f"slot_{connection.info.dbname}", streamed)
+        made = Source(dsn, plugin, connection, f"slot_{connection.info.dbname}", bool(streamed))
         yield made
         for stream in made.streams:
             stream.close()

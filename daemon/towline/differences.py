@@ -23,6 +23,7 @@ class Sample:
 class RouteReport:
     """What was found for one route. ``rows``: source rows compared. ``columns``: how many rows differ in which column.
 
+    ``quarantined``: rows that differ because a change of them was set aside; they are not among the others.
     ``state``: the route's; only a route that is ``streaming`` can be compared.
     """
 
@@ -33,6 +34,7 @@ class RouteReport:
     extra: int = 0
     different: int = 0
     unsettled: int = 0
+    quarantined: int = 0
     repaired: int = 0
     columns: dict[str, int] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
@@ -61,6 +63,7 @@ class RouteReport:
             "extra": self.extra,
             "different": self.different,
             "unsettled": self.unsettled,
+            "quarantined": self.quarantined,
             "repaired": self.repaired,
             "columns": dict(sorted(self.columns.items())),
             "samples": [{"kind": s.kind, "key": list(s.key), "columns": list(s.columns)} for s in self.samples],
@@ -77,6 +80,8 @@ class RouteReport:
         yield f"{self.route}: {_rows(self.rows)}, {found} ({self.seconds:.1f} s, {rate})"
         if self.unsettled:
             yield f"  {_rows(self.unsettled)} kept changing, not verified"
+        if self.quarantined:
+            yield f"  {_rows(self.quarantined)} behind: set aside, see `towline quarantine list`"
         if self.repaired:
             yield f"  {_rows(self.repaired)} repaired"
         for name, count in sorted(self.columns.items()):
@@ -114,6 +119,11 @@ class Report:
         return sum(route.unsettled for route in self.routes)
 
     @property
+    def quarantined(self) -> int:
+        """Rows that differ because they were set aside."""
+        return sum(route.quarantined for route in self.routes)
+
+    @property
     def exit_code(self) -> int:
         """4: rows differ. 1: not everything could be verified; later it may be. 0: all is equal."""
         if self.differing:
@@ -126,6 +136,8 @@ class Report:
         text = f"verified: {_rows(self.rows)} compared, {self.differing} differ"
         if self.unsettled:
             text += f", {self.unsettled} kept changing"
+        if self.quarantined:
+            text += f", {self.quarantined} in quarantine"
         left_out = sum(route.state != "streaming" for route in self.routes)
         if left_out:
             text += f"; {left_out} of {len(self.routes)} routes not compared"
@@ -148,6 +160,7 @@ class Report:
             "rows": self.rows,
             "differing": self.differing,
             "unsettled": self.unsettled,
+            "quarantined": self.quarantined,
             "routes": [route.as_dict() for route in self.routes],
             "repairs": [route.as_dict() for route in self.repairs],
         }

@@ -9,6 +9,8 @@ again, and
     target, each taken when the target had passed the position of the read before it, and the target's row was wrong
     each time and not written to in between.
 
+A row that is wrong because a change of it was set aside (`on_error: quarantine`) is counted apart, and not repaired.
+
 What keeps changing under the looks, up to a limit of time, is counted as unsettled: not a difference, but not verified.
 
 | what is wrong at the target | how it is found |
@@ -25,6 +27,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -37,7 +40,7 @@ from towline.frame import Frame
 from towline.position import before_page_header, format_lsn
 from towline.source import Tables
 from towline.target.postgres.compare import Extra, Mismatch
-from towline_transforms.route import OnDelete, Route
+from towline_transforms.route import MASK, OnDelete, Route, masked_columns
 
 #: How often the same row must be found wrong, with the source unchanged around each look.
 LOOKS = 3
@@ -61,6 +64,7 @@ class Comparing(Protocol):
     def forget(self, rows: Sequence[int]) -> None: ...
     def locked(self) -> AbstractContextManager[None]: ...
     def write(self, chunk: Chunk) -> None: ...
+    def quarantined(self) -> AbstractSet[bytes]: ...
     def remove(self, rows: Sequence[int]) -> int: ...
     @property
     def invertible(self) -> bool: ...
@@ -101,6 +105,19 @@ class Progress:
                 nap = min(nap * 1.5, 0.2)
 
 
+def settle(tables: Tables, timeout: float = 2.0) -> None:
+    """Wait until what has been written to the source's log is visible there.
+
+    A commit record reaches the log, and so the daemon, before others see the transaction (it may wait for a
+    synchronous standby). Transactions that simply take long are not waited for: what the daemon applied had
+    committed.
+    """
+    deadline = time.monotonic() + timeout
+    barrier = tables.horizon().xmax
+    while tables.visibility().xmin < barrier and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 class RouteVerifier:
     """Verifies one route, in one pass (two when keys of the target must be looked for in the whole source).
 
@@ -125,6 +142,7 @@ class RouteVerifier:
         self._chunk_rows = chunk_rows
         self._repair = repair
         self._high = 0
+        self._masked = masked_columns(comparing.route)
         self.report = RouteReport(comparing.route.name)
 
     def run(self) -> RouteReport:
@@ -169,6 +187,7 @@ class RouteVerifier:
             again = self._tables.fetch(self._relation, rows.project(key))
             now = {name: place for place, name in enumerate(again.rows.keys(key))}
             keep: list[int] = []
+            aside: AbstractSet[bytes] | None = None
             for place, (name, mismatch) in enumerate(zip(rows.keys(key), mismatches, strict=True)):
                 if name not in now:
                     looks.pop(name, None)  # deleted meanwhile: no row to compare
@@ -177,9 +196,11 @@ class RouteVerifier:
                 version, times = looks.get(name, (mismatch.version, 0))
                 times = times + 1 if unchanged and version == mismatch.version else int(unchanged)
                 looks[name] = mismatch.version, times
-                if times >= LOOKS:
+                if times >= LOOKS and name in (aside := self._target.quarantined() if aside is None else aside):
+                    self.report.add("quarantined", self._shown(mismatch.key), mismatch.columns)
+                elif times >= LOOKS:
                     kind = "missing" if mismatch.version is None else "different"
-                    self.report.add(kind, mismatch.key, mismatch.columns)
+                    self.report.add(kind, self._shown(mismatch.key), mismatch.columns)
                     confirmed.append(name)
                 else:
                     keep.append(now[name])
@@ -197,26 +218,14 @@ class RouteVerifier:
         """Apply the present rows of those source keys, between two batches of the daemon.
 
         The source is read under the lock, so that what it says is not older than what the daemon has applied (see
-        `_settled`).
+        `settle`).
         """
         width = len(self._relation.key)
         keys = Frame.of_rows([width.to_bytes(2, "big") + name for name in names], width)
         with self._target.locked():
-            self._settled()
+            settle(self._tables)
             self._target.write(self._tables.fetch(self._relation, keys))
         self.report.repaired += len(names)
-
-    def _settled(self, timeout: float = 2.0) -> None:
-        """Wait until what has been written to the source's log is visible there.
-
-        A commit record reaches the log, and so the daemon, before others see the transaction (it may wait for a
-        synchronous standby). Transactions that simply take long are not waited for: what the daemon applied had
-        committed.
-        """
-        deadline = time.monotonic() + timeout
-        barrier = self._tables.horizon().xmax
-        while self._tables.visibility().xmin < barrier and time.monotonic() < deadline:
-            time.sleep(0.02)
 
     # ---- rows of the target that no row of the source makes ----------------------------------------------------
 
@@ -237,9 +246,9 @@ class RouteVerifier:
                 self._absent(page, after)
                 page = self._remaining(after, last)
             self._target.drop_changed(after, last)
-            page = self._remaining(after, last)
+            page = self._not_aside(self._remaining(after, last), after, last)
             for extra in page:
-                self.report.add("extra", extra.key)
+                self.report.add("extra", self._shown(extra.key))
             if self._repair and page:
                 self._remove(page, after)
             after = last
@@ -247,6 +256,23 @@ class RouteVerifier:
     def _remaining(self, after: int, last: int) -> list[Extra]:
         """What is left of a page."""
         return [extra for extra in self._target.page(after, self._chunk_rows) if extra.row <= last]
+
+    def _not_aside(self, page: list[Extra], after: int, last: int) -> list[Extra]:
+        """A page without the rows whose deletes were set aside, where their keys tell."""
+        if not page or not self._target.invertible or not (aside := self._target.quarantined()):
+            return page
+        keys = self._target.source_keys(after, len(page))
+        found = [extra for extra, name in zip(page, keys.keys(range(keys.width)), strict=True) if name in aside]
+        for extra in found:
+            self.report.add("quarantined", self._shown(extra.key))
+        self._target.forget([extra.row for extra in found])
+        return self._remaining(after, last)
+
+    def _shown(self, key: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        """A key as a sample shows it."""
+        return tuple(
+            MASK if name in self._masked else text for name, text in zip(self._target.route.key, key, strict=True)
+        )
 
     def _absent(self, page: Sequence[Extra], after: int) -> None:
         """Take from a page the keys that are at the source, and those whose row did not outlive that this was applied.
@@ -272,6 +298,6 @@ class RouteVerifier:
         """Delete or mark the extras of a page, if they are what they were when they were looked at."""
         with self._target.locked():
             if self._target.invertible:
-                self._settled()
+                settle(self._tables)
                 self._present(page, after, self._target.source_keys(after, len(page)))
             self.report.repaired += self._target.remove([extra.row for extra in page])

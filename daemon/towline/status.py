@@ -30,6 +30,8 @@ from towline.target.postgres import control
 #: The version of the JSON form; raised when a field goes or changes its meaning, not when one is added.
 FORMAT = 1
 
+_ASIDE = "SELECT route, count(*) FROM {quarantine} WHERE pipeline = %s AND state = 'open' GROUP BY route"
+
 _TOTALS = """
 SELECT route, sum(seen)::bigint, sum(upserted)::bigint, sum(deleted)::bigint, sum(superseded)::bigint,
        sum(filtered)::bigint, sum(quarantined)::bigint, max(applied_at), max(to_position)::text
@@ -41,8 +43,9 @@ FROM {ledger} WHERE pipeline = %s GROUP BY route
 class RouteStatus:
     """A route's snapshot and ledger. ``state`` None: not known to the control tables (yet).
 
-    ``sweep``: rows that the source no longer has are still to be removed. ``known`` False: the control tables could
-    not be read, and nothing here says anything.
+    ``sweep``: rows that the source no longer has are still to be removed. ``quarantine_open``: refused rows that are
+    set aside and wait for a person. ``known`` False: the control tables could not be read, and nothing here says
+    anything.
     """
 
     name: str
@@ -53,6 +56,7 @@ class RouteStatus:
     last_applied: datetime | None = None
     known: bool = True
     sweep: bool = False
+    quarantine_open: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,7 @@ class Status:
                     "superseded": route.counts.superseded,
                     "filtered": route.counts.filtered,
                     "quarantined": route.counts.quarantined,
+                    "quarantine_open": route.quarantine_open,
                     "last_applied": _iso(route.last_applied),
                 }
                 for route in self.routes
@@ -159,6 +164,7 @@ class _Target:
     totals: Mapping[str, tuple[Counts, datetime]]
     ledger_position: int
     now: datetime
+    aside: Mapping[str, int]
 
 
 class Reader:
@@ -276,13 +282,15 @@ class Reader:
                 for route, *counts, applied_at, position in self._target.execute(query, (pipeline,)):
                     totals[route] = Counts(*counts), applied_at
                     ledger_position = max(ledger_position, parse_lsn(position))
+                aside = sql.SQL(_ASIDE).format(quarantine=sql.Identifier(schema, "quarantine"))
+                waiting: dict[str, int] = dict(self._target.execute(aside, (pipeline,)).fetchall())
                 (now,) = self._target.execute("SELECT clock_timestamp()").fetchone() or (None,)
         except TowlineError:
             if self._target is not None:
                 self._target.close()
                 self._target = None
             raise
-        return _Target(checkpoint, states, totals, ledger_position, now)
+        return _Target(checkpoint, states, totals, ledger_position, now, waiting)
 
 
 def read(config: PipelineConfig) -> Status:
@@ -307,9 +315,19 @@ def _lag_seconds(lag_bytes: int, checkpoint: Checkpoint, target: _Target) -> flo
 def _route(name: str, target: _Target) -> RouteStatus:
     state = target.states.get(name)
     counts, last_applied = target.totals.get(name, (Counts(), None))
+    aside = target.aside.get(name, 0)
     if state is None:
-        return RouteStatus(name, counts=counts, last_applied=last_applied)
-    return RouteStatus(name, state.state, state.copied, state.estimate, counts, last_applied, sweep=state.sweep)
+        return RouteStatus(name, counts=counts, last_applied=last_applied, quarantine_open=aside)
+    return RouteStatus(
+        name,
+        state.state,
+        state.copied,
+        state.estimate,
+        counts,
+        last_applied,
+        sweep=state.sweep,
+        quarantine_open=aside,
+    )
 
 
 def _trouble(error: TowlineError, side: str) -> Trouble:

@@ -56,6 +56,10 @@ PSEUDO_COLUMNS = {
 }
 
 
+#: What is shown in the place of a sensitive value.
+MASK = "***"
+
+
 @dataclass(frozen=True, slots=True)
 class RouteSpec:
     """A route as written. In identity routes a table's name may be ``*`` (``public.*`` into ``replica.*``)."""
@@ -132,3 +136,8 @@ class Route:
     def into(self) -> TableName:
         """The target table's name."""
         return self.target.name
+
+
+def masked_columns(route: Route) -> frozenset[str]:
+    """The target's columns that hold something of a sensitive column of the source."""
+    return frozenset(each.column for each in route.assignments if each.sources & route.sensitive)

@@ -23,6 +23,7 @@ VERBS = {
     "preview": "data",
     "explain": "data",
     "verify": "data",
+    "quarantine": "quarantine",
     "resync": "resync",
     "schema": "files",
     "demo": "demo",

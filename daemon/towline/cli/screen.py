@@ -72,6 +72,15 @@ def route_rows(routes: Sequence[RouteStatus]) -> tuple[list[str], list[list[str]
     return headers, rows, [2, 3, 4, 5]
 
 
+def aside(status: Status) -> list[str]:
+    """A line for each route of which rows were refused and wait for a person."""
+    return [
+        f"quarantine: {route.quarantine_open:,} of {route.name} set aside; see `towline quarantine list`"
+        for route in status.routes
+        if route.quarantine_open
+    ]
+
+
 def snapshot(route: RouteStatus) -> str:
     """``streaming``, ``pending``, or how far the copy is; ``?`` when the target could not be asked."""
     if not route.known:
@@ -100,6 +109,7 @@ class Screen:
         for name, text in headline(status):
             top.add_row(Text(name, style="bold"), Text(text))
         parts: list[RenderableType] = [top, Text(), self._routes(status)]
+        parts += [Text(line, style="yellow") for line in aside(status)]
         for error in status.errors:
             parts.append(Text(f"{error.code} ({error.side}): {error.detail}", style="red"))
             parts.append(Text(f"  what to do: {error.advice}"))

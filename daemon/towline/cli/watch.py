@@ -18,7 +18,7 @@ from rich.live import Live
 
 from towline import config
 from towline.cli.arguments import pipeline_file
-from towline.cli.screen import Screen, headline, route_rows
+from towline.cli.screen import Screen, aside, headline, route_rows
 from towline.cli.table import show
 from towline.redaction import redact
 from towline.status import Reader, Status, read
@@ -45,6 +45,8 @@ def _print(found: Status) -> None:
         click.echo()
         headers, rows, numbers = route_rows(found.routes)
         show(headers, rows, numbers)
+    for line in aside(found):
+        click.echo(line)
     for error in found.errors:
         click.echo(f"\n{error.code} ({error.side}): {redact(error.detail)}\n  what to do: {redact(error.advice)}")
 

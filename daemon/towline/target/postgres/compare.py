@@ -24,6 +24,7 @@ from towline.postgres.session import connect, translating
 from towline.target import Checkpoint, ChunkLoad, RouteState
 from towline.target.postgres import control
 from towline.target.postgres.apply import Applier
+from towline.target.postgres.source_text import framed_keys
 from towline_transforms.dialect import compare as dialect
 from towline_transforms.dialect.compare import Comparison
 from towline_transforms.dialect.postgres import marks_with_time
@@ -33,6 +34,8 @@ from towline_transforms.route import Route
 
 #: Keys are looked up by the target's index: to hash or to merge, the planner would read the whole table for each chunk.
 _BY_INDEX = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+
+_ASIDE = "SELECT DISTINCT key FROM {} WHERE pipeline = %s AND route = %s AND state = 'open'"
 
 _LOCK = "SELECT FROM {}.checkpoint WHERE pipeline = %s FOR UPDATE"
 
@@ -108,6 +111,11 @@ class TargetComparison:
         with translating("target"):
             rows = self._connection.execute(self._sql.page(after, limit).encode()).fetchall()
         return [Extra(row, tuple(key)) for row, key in rows]
+
+    def quarantined(self) -> frozenset[bytes]:
+        """The source keys, framed, of which changes are set aside now and wait for a person."""
+        with translating("target"):
+            return self._session.quarantined(self.route, self.relation)
 
     def source_keys(self, after: int, limit: int) -> Frame:
         """The same page as source keys (for identity routes, whose key is the source's), in the relation's format."""
@@ -204,6 +212,12 @@ class CompareSession:
         """The states of the pipeline's routes."""
         with translating("target"):
             return control.read_states(self._connection, self._schema, self._pipeline)
+
+    def quarantined(self, route: Route, relation: Relation) -> frozenset[bytes]:
+        """The source keys of a route, framed, that have open entries."""
+        statement = sql.SQL(_ASIDE).format(sql.Identifier(self._schema, "quarantine"))
+        keys = [key for (key,) in self._connection.execute(statement, (self._pipeline, route.name))]
+        return frozenset(framed_keys(self._connection, relation, keys)) if keys else frozenset()
 
     @contextmanager
     def route(self, route: Route, relation: Relation) -> Iterator[TargetComparison]:

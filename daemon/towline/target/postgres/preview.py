@@ -22,7 +22,7 @@ from towline.target.postgres.apply import Applier
 from towline.target.postgres.compare import comparison, stage
 from towline_transforms.dialect import compare as dialect
 from towline_transforms.dialect.stage import stage_columns
-from towline_transforms.route import Route
+from towline_transforms.route import MASK, Route, masked_columns
 
 Values = tuple[str | None, ...]
 
@@ -54,7 +54,9 @@ class PreviewRow:
 
 @dataclass(frozen=True, slots=True)
 class PreviewResult:
-    """The rows in the source's order; ``columns`` are the target table's."""
+    """The rows in the source's order; ``columns`` are the target table's. ``masked``, ``masked_sources``: columns of
+    target and source whose values are not shown.
+    """
 
     route: str
     into: str
@@ -62,22 +64,25 @@ class PreviewResult:
     key: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[PreviewRow, ...]
+    masked: frozenset[str] = frozenset()
+    masked_sources: frozenset[str] = frozenset()
 
     def lines(self) -> Iterator[str]:
         """For people: columns that change as ``before → after``, the others as they are."""
         yield f"{self.route}: {len(self.rows)} source rows into {self.into}, rolled back"
         for row in self.rows:
             if row.key is None:
-                yield f"filtered  {_pairs(self.source_key, row.source_key)}"
+                yield f"filtered  {_pairs(self.source_key, row.source_key, self.masked_sources)}"
                 continue
-            yield f"{row.outcome:<9} {_pairs(self.key, row.key)}"
+            yield f"{row.outcome:<9} {_pairs(self.key, row.key, self.masked)}"
             for place, name in enumerate(self.columns):
                 before = None if row.before is None else row.before[place]
                 after = None if row.after is None else row.after[place]
+                secret = name in self.masked
                 if row.outcome == "insert" and after is not None:
-                    yield f"    {name}: {after}"
+                    yield f"    {name}: {_shown(after, secret)}"
                 elif row.outcome == "update" and before != after:
-                    yield f"    {name}: {_shown(before)} → {_shown(after)}"
+                    yield f"    {name}: {_shown(before, secret)} → {_shown(after, secret)}"
         outcomes = [row.outcome for row in self.rows]
         counts = ", ".join(f"{outcomes.count(each)} {each}" for each in dict.fromkeys(outcomes))
         yield f"{counts or 'no rows'}; nothing was kept"
@@ -110,12 +115,21 @@ def preview(connection: psycopg.Connection[Any], route: Route, chunk: Chunk, *, 
         key, then = new.get(row, (None, None))
         found.append(PreviewRow(tuple(source_key), key, old[row][1] if row in old else None, then))
     names = tuple(column.name for column in route.target.columns)
-    return PreviewResult(route.name, str(route.into), route.source.identity, route.key, names, tuple(found))
+    return PreviewResult(
+        route.name,
+        str(route.into),
+        route.source.identity,
+        route.key,
+        names,
+        tuple(found),
+        masked_columns(route),
+        route.sensitive,
+    )
 
 
-def _pairs(names: tuple[str, ...], values: Values) -> str:
-    return ", ".join(f"{name} = {_shown(value)}" for name, value in zip(names, values, strict=True))
+def _pairs(names: tuple[str, ...], values: Values, masked: frozenset[str]) -> str:
+    return ", ".join(f"{name} = {_shown(value, name in masked)}" for name, value in zip(names, values, strict=True))
 
 
-def _shown(value: str | None) -> str:
-    return "NULL" if value is None else value
+def _shown(value: str | None, secret: bool) -> str:
+    return "NULL" if value is None else MASK if secret else value

@@ -30,10 +30,7 @@ from towline.target.postgres.gaps import names
 from towline.target.postgres.savepoints import Savepoints
 from towline.target.postgres.source_text import SourceText, Text, Unreadable, as_json, framed_keys
 from towline_transforms.identifier import quote
-from towline_transforms.route import Route
-
-#: What is shown in the place of a sensitive value.
-MASK = "***"
+from towline_transforms.route import MASK, Route
 
 
 @dataclass(frozen=True, slots=True)

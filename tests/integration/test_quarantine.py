@@ -1,0 +1,212 @@
+"""Rows that are set aside, from the source's log to the person who resolves them: the real pipeline and its verbs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+from psycopg import sql
+
+from tests.support.databases import NewDatabase
+from tests.support.line import Line
+from towline import config, status
+from towline.cli import cli
+from towline.demo.server import Server
+
+PLUGINS = pytest.mark.parametrize(
+    ("server", "plugin"), [("pg18", "pgoutput"), ("pg15", "wal2json")], ids=lambda v: str(v)
+)
+ROUTES = """
+  - {from: public.item, into: hub.item, on_error: quarantine, sensitive: [iban]}
+  - {from: public.part, into: hub.part, on_error: quarantine}
+"""
+SOURCE = """
+CREATE TABLE item (id int PRIMARY KEY, code text, price numeric, note text, iban text, done bool);
+ALTER TABLE item ALTER note SET STORAGE EXTERNAL;
+CREATE TABLE part (id int PRIMARY KEY, item int, at timestamptz);
+"""
+HUB = """
+CREATE SCHEMA hub;
+CREATE TABLE hub.item (id int PRIMARY KEY, code text UNIQUE, price numeric CONSTRAINT positive CHECK (price > 0),
+    note text, iban text, done bool);
+CREATE TABLE hub.part (id int PRIMARY KEY, item int REFERENCES hub.item, at timestamptz);
+"""
+
+
+@pytest.fixture
+def line(request: pytest.FixtureRequest, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> Line:
+    """A pipeline over the server and plugin that the test is parametrized with, set up."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    server: Server = request.getfixturevalue(parameters.get("server", "pg18"))
+    made = Line.make(
+        tmp_path, new_database(server), new_database(hub18), ROUTES, plugin=parameters.get("plugin", "pgoutput")
+    )
+    made.at_source(SOURCE)
+    made.at_hub(HUB)
+    made.apply()
+    return made
+
+
+def towline(line: Line, *arguments: str, code: int = 0) -> Result:
+    """``towline quarantine VERB FILE …``."""
+    verb, *more = arguments
+    result = CliRunner().invoke(cli, ["--debug", "quarantine", verb, str(line.path), *more])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def entries(line: Line, *arguments: str) -> list[dict[str, Any]]:
+    """What `list --json` says."""
+    found: list[dict[str, Any]] = json.loads(towline(line, "list", "--json", *arguments).stdout)
+    return found
+
+
+def items(line: Line) -> list[tuple[Any, ...]]:
+    return line.at_hub("SELECT id, code, price::text, left(note, 3), iban FROM hub.item ORDER BY id")
+
+
+@PLUGINS
+def test_from_the_first_copy_to_a_retry(line: Line, server: str, plugin: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Bad rows of chunk and stream are set aside, verify says so, and a retry applies them in order."""
+    line.at_source(
+        "INSERT INTO item SELECT n, 'c' || n, CASE n WHEN 3 THEN -1 ELSE n END, repeat('x', 3000), 'DE' || n, n = 1 "
+        "FROM generate_series(1, 5) n; INSERT INTO part VALUES (31, 3, '2026-01-01 00:00+00'), (11, 1, NULL)"
+    )
+    line.run()
+    assert [row[0] for row in items(line)] == [1, 2, 4, 5]
+    line.at_source("UPDATE item SET code = 'c3b' WHERE id = 3")  # the note is not sent
+    line.at_source("INSERT INTO item VALUES (6, 'c1', 1, NULL, 'DE6', false)")
+    line.run()
+    found = entries(line)
+    assert [(e["route"], e["key"], e["operation"], e["sqlstate"], e["not_sent"]) for e in found] == [
+        ("public.item", {"id": "3"}, "snapshot", "23514", []),
+        ("public.part", {"id": "31"}, "snapshot", "23503", []),
+        ("public.item", {"id": "3"}, "update", "23514", ["note"]),
+        ("public.item", {"id": "6"}, "insert", "23505", []),
+    ]
+    assert found[0]["row"] | {"note": ""} == {
+        "id": "3", "code": "c3", "price": "-1", "note": "", "iban": "***", "done": "f"
+    }  # fmt: skip
+    assert "positive" in found[0]["message"] and "DE3" not in json.dumps(found)
+    assert status.read(config.load(line.path)).routes[0].quarantine_open == 3
+    report = line.verify()
+    assert (report.differing, report.quarantined, report.exit_code) == (0, 3, 0)
+    assert "3 in quarantine" in report.total
+    assert line.verify(repair=True).quarantined == 3
+
+    assert "still refused" in towline(line, "retry", "--all", code=3).stdout
+    assert [e["attempts"] for e in entries(line)] == [2, 2, 2, 2]
+    line.at_hub("ALTER TABLE hub.item DROP CONSTRAINT positive")
+    said = towline(line, "retry", "--all", code=3).stdout
+    assert "3 retried, 1 still refused" in said and "read from the source again" in said
+    assert items(line)[2] == (3, "c3b", "-1", "xxx", "DE3")
+    assert line.at_hub("SELECT id, item, at::text FROM hub.part ORDER BY id")[1][:2] == (31, 3)
+    assert [e["key"] for e in entries(line)] == [{"id": "6"}]
+    line.at_hub("INSERT INTO hub.part VALUES (0, 1)")
+    line.at_source("DELETE FROM part WHERE id = 11; DELETE FROM item WHERE id = 1")
+    line.run()
+    assert [(e["operation"], e["key"]) for e in entries(line)] == [("insert", {"id": "6"}), ("delete", {"id": "1"})]
+    line.at_hub("DELETE FROM hub.part WHERE id = 0")
+    assert "2 retried" in towline(line, "retry", "--route", "public.item").stdout
+    assert line.verify().exit_code == 0 and line.verify().quarantined == 0
+    line.same("item", "hub.item")
+    line.same("part", "hub.part")
+    logged = str([record.__dict__ for record in caplog.records])
+    assert "rows_quarantined" in logged and not any(value in logged for value in ("DE3", "c3b", "xxx"))
+
+
+def test_edit_and_discard(line: Line) -> None:
+    """A value is put right by hand, and that is kept; an entry is given up, with who and why."""
+    line.at_source("INSERT INTO item VALUES (1, 'a', -1, NULL, 'DE1', true), (2, 'b', -2, 'n', 'DE2', true)")
+    line.run()
+    one, two = (str(e["id"]) for e in entries(line))
+    assert "edited entry" in towline(line, "edit", one, "--set", "price=1.50", "--null", "code").stdout
+    for wrong in ("id=7", "iban=x", "prise=1"):
+        assert "TL-508" in towline(line, "edit", one, "--set", wrong, code=2).stderr
+    said = towline(line, "show", one).stdout
+    assert "price: -1 → 1.50" in said and "iban: *** (sensitive)" in said and "DE1" not in said
+    assert "1 retried" in towline(line, "retry", one).stdout
+    assert items(line) == [(1, None, "1.50", None, "DE1")]
+    towline(line, "discard", two, "--reason", "a test of the cashier")
+    ((state, by, reason),) = line.at_hub("SELECT state, resolved_by, reason FROM towline.quarantine WHERE id = %s", two)
+    assert state == "discarded" and "system user" in by and reason == "a test of the cashier"
+    assert "TL-507" in towline(line, "retry", two, code=2).stderr
+    assert "TL-506" in towline(line, "discard", "99", "--reason", "x", code=2).stderr
+    assert "TL-501" in towline(line, "retry", "--route", "public.itme", code=2).stderr
+    towline(line, "retry", code=2)
+    assert entries(line) == [] and len(entries(line, "--state", "all")) == 2
+    assert line.verify().differing == 2  # one was edited, one was given up
+
+
+def test_what_is_newer_stays(line: Line) -> None:
+    """A retry of an earlier entry does not undo what came later, and what is gone at the source is not made up."""
+    line.at_source(
+        "INSERT INTO item VALUES (1, 'a', -1, repeat('x', 3000), 'DE1', true), (2, 'b', -1, NULL, NULL, true)"
+    )
+    line.run()
+    line.at_source("UPDATE item SET price = -2 WHERE id = 1")
+    line.run()
+    first, gone, second = (e["id"] for e in entries(line))
+    line.at_hub("ALTER TABLE hub.item DROP CONSTRAINT positive")
+    towline(line, "retry", str(second))
+    assert items(line) == [(1, "a", "-2", "xxx", "DE1")]
+    states = {e["id"]: e["state"] for e in entries(line, "--state", "all")}
+    assert states == {first: "superseded", gone: "open", second: "retried"}
+    line.at_source("DELETE FROM item WHERE id = 2")
+    assert "no longer at the source" in towline(line, "retry", str(gone), code=3).stdout
+    line.run()
+    assert entries(line) == []
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+@PLUGINS
+def test_a_target_in_another_encoding(
+    request: pytest.FixtureRequest,
+    encoding: str,
+    server: str,
+    plugin: str,
+    hub18: Server,
+    new_database: NewDatabase,
+    tmp_path: Path,
+) -> None:
+    """What its encoding lacks is set aside, and can be read there all the same."""
+    hub = new_database(hub18)
+    name = sql.Identifier(f"enc_{encoding.lower()}_{plugin}")
+    with psycopg.connect(hub, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(name))
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} ENCODING {} LOCALE 'C' TEMPLATE template0").format(name, sql.Literal(encoding))
+        )
+    source = new_database(request.getfixturevalue(server))
+    line = Line.make(tmp_path, source, hub18.dsn(f"enc_{encoding.lower()}_{plugin}"), ROUTES, plugin=plugin)
+    line.at_source(SOURCE)
+    line.at_hub(HUB)
+    line.apply()
+    line.at_source("INSERT INTO item VALUES (1, 'ü', 1, NULL, NULL, true), (2, 'Ł€', 2.50, 'ż', NULL, true)")
+    line.run()
+    if encoding == "SQL_ASCII":
+        assert [row[0] for row in items(line)] == [1, 2] and entries(line) == []
+        return
+    assert [row[:2] for row in items(line)] == [(1, "ü")]
+    (entry,) = entries(line)
+    assert (entry["row"]["code"], entry["row"]["price"], entry["sqlstate"]) == ("Ł€", "2.50", "22P05")
+    towline(line, "edit", str(entry["id"]), "--set", "code=L", "--set", "note=z")
+    towline(line, "retry", "--all")
+    assert [row[:2] for row in items(line)] == [(1, "ü"), (2, "L")]
+
+
+def test_sensitive_columns_are_shown_nowhere(line: Line) -> None:
+    """Neither in a preview nor in the keys of rows that differ."""
+    line.at_source("INSERT INTO item VALUES (1, 'a', 1, NULL, 'DE-secret', true)")
+    result = CliRunner().invoke(cli, ["preview", str(line.path), "public.item"])
+    assert "iban: ***" in result.stdout and "DE-secret" not in result.stdout
+    text = line.path.read_text("utf-8").replace("on_error: quarantine, sensitive: [iban]", "sensitive: [id]")
+    line.path.write_text(text, "utf-8")
+    line.run()
+    line.at_hub("DELETE FROM hub.item")
+    report = line.verify()
+    assert report.differing == 1 and report.routes[0].samples[0].key == ("***",)

@@ -21,7 +21,7 @@ ENTRY = click.argument("entry_id", metavar="ID", type=click.IntRange(min=1))
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="As JSON; docs/OPERATIONS.md describes the fields.")
 
 
-@click.group()
+@click.group(subcommand_metavar="COMMAND PIPELINE_FILE [ARGS]...")
 def quarantine() -> None:
     """See and resolve rows that the target refused.
 

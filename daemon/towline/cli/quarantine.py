@@ -79,7 +79,7 @@ def show(pipeline_file: Path, entry_id: int, as_json: bool) -> None:
     for name, value in (entry.row or {}).items():
         click.echo(f"  {name}: {_value(entry, name, value)}")
     for name in entry.not_sent:
-        click.echo(f"  {name}: (not sent by the source, since unchanged)")
+        click.echo(f"  {name}: (not sent by the source)")
     for name in entry.unreadable:
         click.echo(f"  {name}: (this target cannot read it)")
     for edit in entry.edits:

@@ -127,6 +127,10 @@ class Applier:
         self._kept = []
         self._kept_rows = 0
 
+    def committed(self) -> None:
+        """The transaction was committed: nothing of it needs to be at hand any more."""
+        self._kept = []
+
     def rolled_back(self) -> None:
         """The transaction was rolled back."""
         self._stages.restore(self._began)

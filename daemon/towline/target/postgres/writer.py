@@ -249,6 +249,7 @@ class PostgresTarget:
         quarantine = applier.quarantine
         opened = quarantine.count() if quarantine is not None and self._counting(quarantine) else None
         self._finish(executor, position, commit_time)
+        applier.committed()
         if quarantine is None:
             return Committed(counts, time.monotonic() - self._began)
         quarantine.committed(counts, opened)

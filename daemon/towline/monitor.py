@@ -21,16 +21,19 @@ class Monitor:
 
     ``spooled``: how many transactions under way are kept, and how many bytes of disk they take. ``restart`` is told the
     slot's restart position whenever it was looked at.
+    ``reached``: the position up to which nothing is left to apply; None while nobody knows, when the slot tells what
+    was acknowledged. ``clock``: of an earlier monitor, to go on from what that saw.
     """
 
     def __init__(
         self,
         connect: Callable[[], Tables],
-        reached: Callable[[], int],
+        reached: Callable[[], int | None],
         metrics: Metrics,
         *,
         spooled: Callable[[], tuple[int, int]] = lambda: (0, 0),
         restart: Callable[[int], None] = lambda position: None,
+        clock: LagClock | None = None,
         every: float = 1.0,
         slot_every: int = 10,
     ) -> None:
@@ -41,7 +44,8 @@ class Monitor:
         self._restart = restart
         self._every = every
         self._slot_every = slot_every
-        self._clock = LagClock()
+        self._clock = clock if clock is not None else LagClock()
+        self._confirmed = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="towline-monitor", daemon=True)
 
@@ -62,9 +66,13 @@ class Monitor:
                 try:
                     if tables is None:
                         tables = self._connect()
-                    self._clock.sample(time.monotonic(), tables.position())
+                    position = tables.position()
+                    if self._stop.is_set():
+                        return
+                    self._clock.sample(time.monotonic(), position)
                     if turn % self._slot_every == 0:
                         slot = tables.slot()
+                        self._confirmed = slot.confirmed
                         self._metrics.slot(slot.retained_bytes, slot.restart)
                         self._restart(slot.restart)
                 except TowlineError as error:
@@ -75,7 +83,10 @@ class Monitor:
                 turn += 1
                 self._metrics.spool(*self._spooled())
                 reached = self._reached()
-                self._metrics.lag(self._clock.bytes(reached), self._clock.seconds(time.monotonic(), reached))
+                if reached is None:  # all that is known is what was acknowledged: at most so late
+                    reached = self._confirmed
+                if reached:
+                    self._metrics.lag(self._clock.bytes(reached), self._clock.seconds(time.monotonic(), reached))
         finally:
             self._metrics.spool(0, 0)
             if tables is not None:

@@ -17,6 +17,7 @@ from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
 from towline.errors import NotSetUp, SourceUnavailable, SpoolFull
 from towline.frame import Frame
+from towline.lag import LagClock
 from towline.logs import event
 from towline.metrics import Metrics
 from towline.monitor import Monitor
@@ -81,7 +82,9 @@ class Replication:
         announce: Callable[[str], None],
         predecessor: Session | None = None,
         streaming: Streaming | None = None,
+        clock: LagClock | None = None,
     ) -> None:
+        self._clock = clock
         self._predecessor = predecessor
         self._streaming = streaming or Streaming()
         #: Whether the attempt ended because another one can do better.
@@ -260,6 +263,7 @@ class Replication:
             self._tables,
             lambda: pipeline.reached,
             self._metrics,
+            clock=self._clock,
             spooled=lambda: reading.spooled,
             restart=restart_position,
             slot_every=1 if self._streaming.suspended else 10,

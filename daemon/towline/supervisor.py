@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import signal
 import sys
 import threading
@@ -17,13 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from towline.backoff import MOST, Backoff
 from towline.config import PipelineConfig, load
 from towline.errors import Action, ReloadRefused, TowlineError
+from towline.lag import LagClock
 from towline.logs import configure, event
 from towline.metrics import Metrics
+from towline.monitor import Monitor
 from towline.notify import notify
 from towline.plan import prepare
 from towline.replication import Replication
+from towline.source.postgres.tables import PostgresTables
 from towline.streaming import Streaming
 from towline.target.postgres.writer import Session
 from towline.web import Health, serve
@@ -37,7 +40,6 @@ _GRACE, _LAST = 7.0, 2.0
 _LIVE = 120.0
 #: How long the stream's reader and the applier may keep the interpreter from each other (seconds).
 _SWITCH = 0.001
-_BACKOFF_FIRST, _BACKOFF_MOST = 0.5, 30.0
 
 
 class Supervisor:
@@ -54,6 +56,10 @@ class Supervisor:
         self._role = "starting"
         self._detail = ""
         self._attempt: Replication | None = None
+        self._backoff = Backoff()
+        self._clock = LagClock()
+        self._between: Monitor | None = None
+        self._reached: int | None = None
 
     # ---- what happens from outside ---------------------------------------------------------------------------
 
@@ -97,6 +103,8 @@ class Supervisor:
     def _set_role(self, role: str, detail: str = "") -> None:
         self._role, self._detail = role, detail
         self._metrics.role(role)
+        if role in ("active", "standby", "stopping"):
+            self._watch(False)
         if role in ("active", "standby"):
             notify("READY=1\nSTATUS=" + role)
 
@@ -144,6 +152,7 @@ class Supervisor:
                 announce=self._announce,
                 predecessor=predecessor,
                 streaming=streaming,
+                clock=self._clock,
             )
             self._attempt = attempt
             started = time.monotonic()
@@ -164,24 +173,41 @@ class Supervisor:
                 )
                 if error.action is not Action.RETRY:
                     raise
-                if time.monotonic() - started > 2 * _BACKOFF_MOST:
+                if time.monotonic() - started > 2 * MOST:
                     failures = 0
-                self._back_off(failures, error)
                 failures += 1
+                self._back_off(failures, error)
             else:
                 failures = 0
                 if until_caught_up and not self._reload.is_set() and not attempt.again:
                     break
             finally:
                 predecessor = attempt.handle.session or predecessor
+                if attempt.handle.pipeline is not None:
+                    self._reached = attempt.handle.pipeline.durable
                 self._attempt = None
         return 0
 
     def _back_off(self, failures: int, error: TowlineError) -> None:
-        """Wait, longer each time, with jitter so that many daemons do not return together."""
+        """Wait; meanwhile, and until an attempt has come far enough to do so, look at the source for the metrics."""
         self._set_role("backoff", f"{error.code} {error.detail}")
-        most = min(_BACKOFF_MOST, _BACKOFF_FIRST * 2**failures)
-        self._wake.wait(random.uniform(most / 2, most))
+        self._watch(True)
+        self._wake.wait(self._backoff.after(failures))
+
+    def _watch(self, wanted: bool) -> None:
+        """Look at the source between attempts, so that the lag is told also while the target is down."""
+        if wanted and self._between is None:
+            source = self._config.source
+            self._between = Monitor(
+                lambda: PostgresTables(source.dsn.get_secret_value(), slot=source.slot),
+                lambda: self._reached,
+                self._metrics,
+                clock=self._clock,
+            )
+            self._between.start()
+        elif not wanted and self._between is not None:
+            self._between.close()
+            self._between = None
 
     def _read_configuration_again(self) -> None:
         """Take the new configuration if it holds; else say so, and go on with the old one."""

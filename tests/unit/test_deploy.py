@@ -37,6 +37,7 @@ def exported() -> set[str]:
     metrics = Metrics("p")
     metrics.route_state(RouteState("r", "copying"))
     metrics.error("TL-301")
+    metrics.sweeping("r", wanted=True)
     families: list[Metric] = list(metrics.registry.collect())
     return {sample.name for family in families for sample in family.samples} | {"up"}
 

@@ -12,7 +12,7 @@ from tests.integration.apply_cases import START, Hub, Values
 from tests.support.checked import PIPELINE, spec
 from tests.support.databases import create_database, drop_database
 from towline.breaker import Limits
-from towline.change import Format
+from towline.change import Format, Relation
 from towline.demo.server import Server
 from towline.errors import QuarantineFlooded, QuarantineFull, RowRefused, TargetTableChanged, TransactionRefused
 from towline.target import ChunkLoad, RouteState
@@ -178,6 +178,36 @@ def test_columns_that_were_not_sent(hub: Hub) -> None:
     assert hub.rows(ITEMS) == [(1, "a4", "4", "new")] and len(hub.reread_keys) == reads
 
 
+def test_keys_are_known_in_either_form(binary: Hub) -> None:
+    """What was set aside while values came in binary form is found when they come as text, and the other way round."""
+    hub = binary
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.odd (n numeric, at timestamptz, b bool, c char(5), f float8, u uuid, i interval, y bytea,
+            a int[], v int, PRIMARY KEY (n, at, b, c, f, u, i, y, a));
+        CREATE TABLE hub.odd (LIKE src.odd INCLUDING ALL, CHECK (v > 0));
+        """,
+        spec("src.odd", "hub.odd", **ASIDE),
+    )
+    key = {
+        "n": "1.00", "at": "2026-01-02 03:04:05.678901+00", "b": "f", "c": "ü    ", "f": "0.1", "i": "1 mon -2 days",
+        "u": "00000000-0000-0000-0000-00000000000a", "y": "\\x00ff", "a": "{1,NULL,3}",
+    }  # fmt: skip
+    for form in (Format.BINARY, Format.TEXT, Format.BINARY):
+        hub.form = form
+        hub._encoded.clear()
+        hub.relations = {name: Relation(of.table, of.columns, form) for name, of in hub.relations.items()}
+        while hub.targets:
+            hub.targets.pop().close()
+        states = hub.rows("SELECT state FROM towline.quarantine ORDER BY id")
+        hub.apply(hub.batch().update("odd", **key, v="1"))
+        assert hub.rows("SELECT state FROM towline.quarantine") == [("superseded",)] * len(states)
+        hub.apply(hub.batch().update("odd", **key, v="-1"))
+    assert {json.loads(found)["c"] for (found,) in hub.rows("SELECT key FROM towline.quarantine")} == {"ü    "}
+    assert len(hub.rows("SELECT DISTINCT key FROM towline.quarantine")) == 1
+
+
 def test_a_change_of_key(hub: Hub) -> None:
     """The old key's row goes; the new row is set aside under its key, whole or with what was not sent."""
     hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
@@ -286,12 +316,14 @@ def test_rows_that_refer_to_what_was_set_aside(hub: Hub, deferred: str) -> None:
     batch.insert("parent", id="2", name="bad")
     batch.commit().insert("child", id="33", parent="3").insert("parent", id="3", name="late")
     batch.commit().insert("child", id="14", parent="1")
+    batch.commit().insert("child", id="44", parent="4").insert("parent", id="5", name="bad")
+    batch.insert("parent", id="4", name="late, and beside a bad one")
     hub.apply(batch)
-    assert hub.rows("SELECT id FROM hub.parent ORDER BY id") == [(1,), (3,)]
-    assert hub.rows("SELECT id FROM hub.child ORDER BY id") == [(11,), (13,), (14,), (33,)]
+    assert hub.rows("SELECT id FROM hub.parent ORDER BY id") == [(1,), (3,), (4,)]
+    assert hub.rows("SELECT id FROM hub.child ORDER BY id") == [(11,), (13,), (14,), (33,), (44,)]
     found = {key: (state, code) for key, _, state, code in hub.rows(ENTRIES)}
-    assert found == {"2": ("open", "23514"), "22": ("open", "23503")}
-    assert dict((route, seen) for route, seen, _ in balanced(hub)) == {"src.child": 5, "src.parent": 3}
+    assert found == {"2": ("open", "23514"), "22": ("open", "23503"), "5": ("open", "23514")}
+    assert dict((route, seen) for route, seen, _ in balanced(hub)) == {"src.child": 6, "src.parent": 5}
 
 
 def test_a_commit_that_is_refused_halts_where_routes_halt(binary: Hub) -> None:

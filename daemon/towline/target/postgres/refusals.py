@@ -7,9 +7,12 @@ order. A change that fails even alone is tried for each of its routes by itself.
 **Order.** Where a change was set aside, the target's row of that key is *behind* (see `quarantine`). Whatever succeeds
 later for that key overtakes it, and takes no values from the target's row.
 
+**Waiting.** Inside a source transaction rows may refer to later ones, or have a value that a later change frees: a
+change that fails for such a reason (`_MAY_PASS`) waits for the end of its transaction, and is tried again there, until
+nothing more succeeds.
+
 **Constraints that are checked at the end** (`checking`). When the commit itself fails, the batch is replayed with the
-constraints checked after each part that is tried. Inside a source transaction, rows may refer to later ones: a
-change that fails there waits, and is tried again, until nothing more succeeds.
+constraints checked after each part that is tried.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from towline.target.postgres.savepoints import Savepoints
 from towline.target.postgres.tally import Tally
 from towline_transforms.route import OnDelete, OnError, Route
 from towline_transforms.schema import TableName
+
+#: What other changes of the same transaction may put right: foreign keys, unique and exclusion constraints, triggers.
+_MAY_PASS = ("23503", "23505", "23P01", "P0")
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +78,9 @@ class Refusals:
         self._counts = counts
         self._waiting: dict[tuple[str, bytes], list[_Waiting]] = {}
         self._within = False
+        self._waits = quarantine is not None and any(
+            route.on_error is OnError.QUARANTINE for each in routes.values() for route in each
+        )
         self.checking = False
         self.expected: dict[str, int] = {}
 
@@ -97,7 +106,7 @@ class Refusals:
 
     def halves(self, piece: Piece, job: Job, orders: Ints, refused: RowRefused) -> None:
         """Replay changes that failed together, in order. A change of key is one change, of two rows."""
-        if self.checking and not self._within and (len(piece.transactions) < 2 or _one_transaction(piece, orders)):
+        if self._waits and not self._within and (len(piece.transactions) < 2 or _one_transaction(piece, orders)):
             self._within = True
             try:
                 self._split(piece, job, orders, refused)
@@ -124,17 +133,13 @@ class Refusals:
         """A change that failed alone: which of its routes refuse it?"""
         rowset = piece.rowsets[0]
         routes = [route for route in self._routes.get(rowset.relation.name, ()) if route.name in job.active]
-        halting = all(route.on_error is OnError.HALT for route in routes)
-        if self._quarantine is None or (halting and not self.checking):
+        if not self._waits:
             self._halt(piece, job)
             return
         for route in reversed(routes) if rowset.ops[-1] == DELETE else routes:
             alone = replace(job, active={route.name})
             failed = refused if len(routes) == 1 else self.attempt(piece, alone)
             if failed is None:
-                continue
-            if route.on_error is OnError.HALT and not self.checking:
-                self._halt(piece, alone)
                 continue
             if len(rowset) == 1:
                 self._refused(piece, alone, route, failed, 0)
@@ -146,13 +151,20 @@ class Refusals:
 
     def _refused(self, piece: Piece, job: Job, route: Route, refused: RowRefused, place: int) -> None:
         """One row was refused by one route: it waits, or is set aside."""
-        if not self._within:
-            self._set_aside(piece, job, route, refused)
-            return
         rowset = piece.rowsets[0]
         key = rowset.rows.keys(rowset.relation.key)[0]
+        if not refused.sqlstate.startswith(_MAY_PASS) and (route.name, key) not in self._waiting:
+            self._final(piece, job, route, refused)
+            return
         waiting = _Waiting((int(rowset.order[0]), place), route, key, piece, job, refused)
         self._waiting.setdefault((route.name, key), []).append(waiting)
+
+    def _final(self, piece: Piece, job: Job, route: Route, refused: RowRefused) -> None:
+        """One row is refused by one route, and nothing will change that."""
+        if route.on_error is OnError.HALT:
+            self._halt(piece, job)
+        else:
+            self._set_aside(piece, job, route, refused)
 
     def _set_aside(self, piece: Piece, job: Job, route: Route, refused: RowRefused) -> None:
         assert self._quarantine is not None
@@ -199,10 +211,7 @@ class Refusals:
                 line.append(one)
                 line.sort(key=lambda each: each.order)
         for one in self._in_order():
-            if one.route.on_error is OnError.HALT:
-                self._halt(one.piece, one.job)
-            else:
-                self._set_aside(one.piece, one.job, one.route, one.refused)
+            self._final(one.piece, one.job, one.route, one.refused)
 
     def _in_order(self) -> list[_Waiting]:
         return sorted((one for line in self._waiting.values() for one in line), key=lambda one: one.order)

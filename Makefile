@@ -23,7 +23,7 @@ SELECTION := -m 'not debian'
 SELECTION_NOTE := @echo "On macOS the tests marked 'debian' are left out: they need Debian's PostgreSQL 15 with wal2json."
 endif
 
-.PHONY: help install demo test test-unit test-tryton faults lint lock clean
+.PHONY: help install demo test test-unit test-tryton faults huge lint lock clean
 
 help:
 	@echo "make demo       a source under load, a hub and the daemon, live (DEMO_ARGS=\"--seconds 20\" bounds it)"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-unit  only those without I/O"
 	@echo "make test-tryton  a whole ERP as source, with the daemon killed while it works; some minutes"
 	@echo "make faults     the fault matrix, about half an hour; writes docs/RELIABILITY.md (FAULTS_ARGS=\"--help\")"
+	@echo "make huge       ten million rows in one transaction: some minutes, and how much memory they take"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make lock       write the lock files anew"
 	@echo "make clean      remove the virtual environments and caches"
@@ -59,6 +60,9 @@ test-tryton: $(STAMP) $(TRYTON_STAMP)
 faults: $(STAMP)
 	@.ci/postgresql-15
 	@$(PYTHON) -m tests.faults $(FAULTS_ARGS)
+
+huge: $(STAMP)
+	@$(PYTHON) -m pytest -q -rP tests/huge --timeout 1800 $(TEST_ARGS)
 
 $(TRYTON_STAMP): $(STAMP)
 	@echo "Installing Tryton in $(TRYTON_VENV)"

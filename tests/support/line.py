@@ -34,14 +34,22 @@ class Line:
 
     @classmethod
     def make(
-        cls, directory: Path, source: str, hub: str, routes: str, *, plugin: str = "pgoutput", more: str = ""
+        cls,
+        directory: Path,
+        source: str,
+        hub: str,
+        routes: str,
+        *,
+        plugin: str = "pgoutput",
+        streaming: str = "auto",
+        more: str = "",
     ) -> Line:
         """Write the pipeline file; nothing is created yet."""
         name = f"line-{os.getpid()}-{next(_numbers)}"
         path = directory / f"{name}.yaml"
         path.write_text(
             f"pipeline: {name}\n"
-            f'source: {{kind: postgres, dsn: "{source}", plugin: {plugin}}}\n'
+            f'source: {{kind: postgres, dsn: "{source}", plugin: {plugin}, streaming: {streaming}}}\n'
             f'target: {{kind: postgres, dsn: "{hub}"}}\n'
             f"web: {{port: 0}}\ncheckpoint_seconds: 0.5\n{more}\nroutes:\n{routes}\n",
             "utf-8",

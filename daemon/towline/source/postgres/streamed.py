@@ -113,7 +113,7 @@ class StreamingDecoder(Decoder):
     def _batch(self, message: bytes, at: int) -> TupleBatch | None:
         part = self._part
         if part is None:
-            return super()._batch(message, at)
+            return Decoder._batch(self, message, at)
         if message[at + 5 : at + 9] not in part.unwanted:
             part.kept.add(message[at:])
         return None
@@ -121,10 +121,10 @@ class StreamingDecoder(Decoder):
     def _take(self, message: bytes, at: int) -> None:
         if self._part is not None:
             self._inside(self._part, message, at)
-        elif message[at : at + 1] and message[at] in _PARTS:
+        elif len(message) > at and message[at] in _PARTS:
             self._outside(message[at:])
         else:
-            super()._take(message, at)
+            self._control(parse(message, at))
 
     def _inside(self, part: _UnderWay, message: bytes, at: int) -> None:
         kind = message[at] if len(message) > at else 0

@@ -555,6 +555,21 @@ class VerifyUnsettled(TowlineError):
     remedy = "Start the daemon, or wait until its lag is small (`towline status`), then verify again."
 
 
+class LedgerImbalance(TowlineError):
+    """Rows that came from the source are not accounted for: the figures of a batch do not add up."""
+
+    code = "TL-602"
+    remedy = (
+        "Nothing of the batch was committed: the target is as of the last checkpoint. It is a defect of Towline: "
+        "report it with the log of the last minute. Starting again tries the batch again."
+    )
+
+    def __init__(self, detail: str, *, hint: str = "", sqlstate: str = "", route: str = "", rows: int = 0) -> None:
+        super().__init__(detail, hint=hint, sqlstate=sqlstate)
+        self.route = route
+        self.rows = rows
+
+
 def all_errors() -> list[type[TowlineError]]:
     """Every coded error, by code."""
     found: list[type[TowlineError]] = [TowlineError]

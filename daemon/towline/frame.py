@@ -36,11 +36,12 @@ class FrameError(ValueError):
     """The bytes are not rows of the width they are said to have."""
 
 
-def _int32(buffer: NDArray[np.uint8], at: Ints) -> Ints:
+def _int32(data: bytes, at: Ints) -> Ints:
     """The big-endian int32 at each of the offsets."""
-    four = buffer[at[:, None] + np.arange(4)].astype(np.int64)
-    value: Ints = (four[:, 0] << 24) | (four[:, 1] << 16) | (four[:, 2] << 8) | four[:, 3]
-    value[value >= 1 << 31] -= 1 << 32
+    if not len(at):
+        return np.empty(0, dtype=np.int64)
+    anywhere: NDArray[np.int32] = np.ndarray((len(data) - 3,), dtype=">i4", buffer=data, strides=(1,))
+    value: Ints = anywhere[at].astype(np.int64)
     return value
 
 
@@ -99,13 +100,12 @@ class Frame:
         count = len(self)
         offsets = np.empty((self.width, count), dtype=np.int64)
         lengths = np.empty((self.width, count), dtype=np.int64)
-        buffer = np.frombuffer(self.data, dtype=np.uint8)
         at = self.starts[:-1] + 2
         ends = self.starts[1:]
         for column in range(self.width):
             if count and int((at + 4 - ends).max()) > 0:
                 raise FrameError(f"a row ends inside column {column + 1} of {self.width}")
-            length = _int32(buffer, at)
+            length = _int32(self.data, at)
             offsets[column] = at + 4
             lengths[column] = length
             at = at + 4 + np.maximum(length, 0)
@@ -113,6 +113,26 @@ class Frame:
             raise FrameError(f"rows do not have {self.width} columns")
         self._fields.append((offsets, lengths))
         return offsets, lengths
+
+    def span(self, first: int, count: int) -> tuple[Ints, Ints]:
+        """Where ``count`` columns from ``first`` on begin, with the length of the first value, and where they end.
+
+        Cheaper than `fields` when there are many columns after them. Raises FrameError when a row ends before.
+        """
+        if self._fields:
+            offsets, lengths = self._fields[0]
+            last = first + count - 1
+            return offsets[first] - 4, offsets[last] + np.maximum(lengths[last], 0)
+        at = begins = self.starts[:-1] + 2
+        for column in range(first + count):
+            if column == first:
+                begins = at
+            if len(self) and int((at + 4 - self.starts[1:]).max()) > 0:
+                raise FrameError(f"a row ends inside column {column + 1} of {self.width}")
+            at = at + 4 + np.maximum(_int32(self.data, at), 0)
+        if len(self) and int((at - self.starts[1:]).max()) > 0:
+            raise FrameError(f"a row ends inside column {first + count} of {self.width}")
+        return begins, at
 
     def value(self, row: int, column: int) -> bytes | None:
         """One value; None for NULL."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from towline import __version__
-from towline.target import Committed, RouteState
+from towline.target import Checksum, Committed, RouteState
 
 PIPELINE, ROUTE, OPERATION, CODE, STATE, ROLE = "pipeline", "route", "operation", "code", "state", "role"
 
@@ -34,6 +34,8 @@ ROUTE_COPIED = "towline_route_copied_rows"
 ROUTE_ESTIMATE = "towline_route_estimated_rows"
 QUARANTINE_OPEN = "towline_quarantine_open_rows"
 ROUTE_SWEEP = "towline_route_sweep"
+LEDGER_IMBALANCE = "towline_ledger_imbalance_rows"
+LEDGER_CHECKSUM = "towline_ledger_checksum"
 ROLE_STATE = "towline_role"
 BUILD = "towline_build_info"
 UP_SINCE = "towline_up_since_timestamp_seconds"
@@ -84,6 +86,14 @@ class Metrics:
         self._sweep = self._gauge(
             ROUTE_SWEEP, "1 while rows that the source no longer has are still to be removed, after a resync.", ROUTE
         )
+        self._imbalance = self._gauge(
+            LEDGER_IMBALANCE,
+            "Rows of the batch in hand that the ledger cannot account for; then it is not committed.",
+            ROUTE,
+        )
+        self._checksum = self._gauge(
+            LEDGER_CHECKSUM, "1 for what is known of the route's running checksum of source keys.", ROUTE, STATE
+        )
         self._role = self._gauge(ROLE_STATE, "1 for what this daemon is doing.", ROLE)
         self._gauge(BUILD, "1; the labels tell the version.", "version", "python").labels(
             pipeline, __version__, platform.python_version()
@@ -106,11 +116,22 @@ class Metrics:
             for operation in OPERATIONS:
                 self._rows.labels(self.pipeline, route, operation).inc(getattr(counts, operation))
         self.quarantine(committed.quarantine)
+        for route, checksum in committed.checksums.items():
+            self.checksum(route, checksum)
 
     def quarantine(self, opened: Mapping[str, int]) -> None:
         """Rows by route that are in the quarantine and open."""
         for route, count in opened.items():
             self._quarantine.labels(self.pipeline, route).set(count)
+
+    def checksum(self, route: str, checksum: Checksum) -> None:
+        """What is known of a route's running checksum."""
+        for each in Checksum:
+            self._checksum.labels(self.pipeline, route, each.value).set(each is checksum)
+
+    def imbalance(self, route: str, rows: int) -> None:
+        """So many rows of a batch could not be accounted for."""
+        self._imbalance.labels(self.pipeline, route).set(rows)
 
     def error(self, code: str) -> None:
         """An error with that code was met."""
@@ -136,6 +157,9 @@ class Metrics:
         for operation in OPERATIONS:
             self._rows.labels(self.pipeline, state.route, operation)
         self._quarantine.labels(self.pipeline, state.route)
+        self._imbalance.labels(self.pipeline, state.route)
+        for each in Checksum:
+            self._checksum.labels(self.pipeline, state.route, each.value)
         for name in STATES:
             self._state.labels(self.pipeline, state.route, name).set(name == state.state)
         self._copied.labels(self.pipeline, state.route).set(state.copied)
@@ -157,6 +181,9 @@ class Metrics:
                 self._rows.remove(self.pipeline, route, operation)
             for name in STATES:
                 self._state.remove(self.pipeline, route, name)
+            for each in Checksum:
+                self._checksum.remove(self.pipeline, route, each.value)
+            self._imbalance.remove(self.pipeline, route)
             self._copied.remove(self.pipeline, route)
             self._quarantine.remove(self.pipeline, route)
             self._estimate.remove(self.pipeline, route)

@@ -210,7 +210,7 @@ class Pipeline:
         asked = self._stream.awaited_position > self.checkpoint and rested >= _ASKED_AFTER
         due = asked or rested >= self._checkpoint_seconds
         wanted = until is not None and self._snapshots.done and self.reached >= until
-        if self.reached > self.checkpoint and (due or wanted):
+        if (self.reached > self.checkpoint and (due or wanted)) or self._target.due(self.reached):
             self._announce("idle-checkpoint")
             self._target.begin()
             self._commit()

@@ -15,7 +15,7 @@ from towline.breaker import Limits
 from towline.change import Chunk, Relation
 from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
-from towline.errors import NotSetUp, SourceUnavailable, SpoolFull
+from towline.errors import LedgerImbalance, NotSetUp, SourceUnavailable, SpoolFull
 from towline.frame import Frame
 from towline.lag import LagClock
 from towline.logs import event
@@ -24,6 +24,7 @@ from towline.monitor import Monitor
 from towline.pipeline import Pipeline
 from towline.plan import Prepared, prepare
 from towline.position import before_page_header, format_lsn
+from towline.recounter import Recounter
 from towline.snapshot import STREAMING, Snapshots
 from towline.source import Identity, Stream
 from towline.source.postgres.spool import Spool
@@ -270,6 +271,11 @@ class Replication:
         )
         monitor.start()
         stack.callback(monitor.close)
+        for route, checksum in target.sums.checksums().items():
+            self._metrics.checksum(route, checksum)
+        recounter = Recounter(self._tables, target.sums, lambda: snapshots.done)
+        recounter.start()
+        stack.callback(recounter.close)
         self.handle.pipeline = pipeline
         if self._stopping():  # asked to stop while nobody could be told
             return
@@ -289,6 +295,9 @@ class Replication:
         except SpoolFull as error:
             self._streaming.spool_full()
             event(log, logging.WARNING, "spool_full", pipeline=config.pipeline, code=error.code, detail=error.detail)
+            raise
+        except LedgerImbalance as error:
+            self._metrics.imbalance(error.route, error.rows)
             raise
         if sweeper.error is not None:
             raise sweeper.error

@@ -22,12 +22,13 @@ thread receives; keepalives are answered by the reader, with the acknowledged po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from towline.change import Chunk, Cursor, Piece, Relation, Visibility
 from towline.frame import Frame
+from towline.key_sum import KeySum
 from towline_transforms.schema import Catalog, TableName
 
 
@@ -92,6 +93,18 @@ class SlotState:
     synchronized: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class KeyCount:
+    """The keys of a table in one source snapshot. ``keys``: None when the source cannot tell their sum.
+
+    ``high``: a position of the source's log before which all ends that the snapshot sees.
+    """
+
+    keys: KeySum | None
+    visibility: Visibility
+    high: int
+
+
 class Stream(Protocol):
     """The log of the source, from a position on."""
 
@@ -153,6 +166,9 @@ class Tables(Protocol):
 
     def fetch(self, relation: Relation, keys: Frame) -> Chunk:
         """The present rows of those keys (framed key columns, in the identity's order); absent ones are left out."""
+
+    def count_keys(self, relation: Relation, began: Callable[[Visibility], None]) -> KeyCount:
+        """The sum over all keys of the table, in one snapshot: a scan. ``began`` is told the snapshot before it."""
 
     def close(self) -> None:
         """End the connection."""

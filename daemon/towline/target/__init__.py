@@ -20,6 +20,7 @@ way.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -90,9 +91,14 @@ class Counts:
         self.quarantined += other.quarantined
 
     @property
+    def accounted(self) -> int:
+        """The rows of which it is known what became of them."""
+        return self.upserted + self.deleted + self.superseded + self.filtered + self.quarantined
+
+    @property
     def balanced(self) -> bool:
         """Whether every row seen is accounted for."""
-        return self.seen == self.upserted + self.deleted + self.superseded + self.filtered + self.quarantined
+        return self.seen == self.accounted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,13 +110,25 @@ class ChunkLoad:
     state: RouteState
 
 
+class Checksum(enum.StrEnum):
+    """What is known of a route's running checksum; it differs when the source's keys were found to have another."""
+
+    UNKNOWN = "unknown"
+    KNOWN = "known"
+    DIFFERS = "differs"
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a commit made durable: by route, for metrics. ``quarantine``: rows that are set aside and open, by route."""
+    """What a commit made durable: by route, for metrics.
+
+    ``quarantine``: rows that are set aside and open. ``checksums``: of routes that it tells something new of.
+    """
 
     counts: Mapping[str, Counts] = field(default_factory=dict)
     seconds: float = 0.0
     quarantine: Mapping[str, int] = field(default_factory=dict)
+    checksums: Mapping[str, Checksum] = field(default_factory=dict)
 
 
 class Target(Protocol):
@@ -139,7 +157,10 @@ class Target(Protocol):
         """Load a chunk's rows, but for the keys that were applied in this transaction (those are newer)."""
 
     def commit(self, position: int, commit_time: datetime | None) -> Committed:
-        """Write ledger and checkpoint and commit. Raises Fenced."""
+        """Write ledger and checkpoint and commit. Raises Fenced, and LedgerImbalance before anything is durable."""
+
+    def due(self, position: int) -> bool:
+        """Whether a commit at that position has something to record, though nothing was applied."""
 
     def rollback(self) -> None:
         """Abandon the transaction, if there is one."""

@@ -141,6 +141,10 @@ class MemoryTarget:
         self._transaction = None
         return Committed(counts, time.monotonic() - transaction.began)
 
+    def due(self, position: int) -> bool:
+        """See the contract. There is nothing but the figures."""
+        return False
+
     def rollback(self) -> None:
         """See the contract."""
         self._transaction = None

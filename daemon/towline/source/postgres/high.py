@@ -26,12 +26,16 @@ _LOOK = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a transaction sees, and the ends of the log, inserted and flushed, just after that was settled."""
+    """What a transaction sees, and the ends of the log, inserted and flushed, just after that was settled.
+
+    ``exact``: it sees nothing but what ``visibility`` says.
+    """
 
     visibility: Visibility
     inserted: int
     flushed: int
     at: datetime
+    exact: bool = True
 
 
 class High:

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -23,8 +23,8 @@ from towline.change import Chunk, Cursor, Format, Relation, Visibility
 from towline.errors import SourceQueryFailed
 from towline.frame import Frame
 from towline.postgres import catalog, session, statements
-from towline.source import Identity, SlotState
-from towline.source.postgres import rows
+from towline.source import Identity, KeyCount, SlotState
+from towline.source.postgres import key_count, rows
 from towline.source.postgres.high import High, Look
 from towline.source.postgres.key_order import EQUAL, KeyOrder, base_type, column_sql, type_sql
 from towline_transforms.schema import Catalog, Column, TableName, TypeKind
@@ -174,6 +174,20 @@ class PostgresTables:
             frame = Frame.concat(frames, width) if frames else Frame.empty(width)
             return Chunk(relation, frame, None, look.visibility, self._high.of(look), look.at)
 
+    def count_keys(self, relation: Relation, began: Callable[[Visibility], None]) -> KeyCount:
+        """The sum over all keys of the table.
+
+        None while transactions are under way of a standby's primary: it does not tell which of them it sees.
+        """
+        with self._session() as connection:
+            order = self._order(relation)
+            with _snapshot(connection, relation, order) as look:
+                if not look.exact:
+                    return KeyCount(None, look.visibility, look.inserted)
+                began(look.visibility)
+                found = key_count.count_keys(connection, relation, _from(relation, order))
+            return KeyCount(found, look.visibility, self._high.of(look))
+
     def close(self) -> None:
         """End the connection; a call under way in another thread fails with SourceUnavailable."""
         idle = self._lock.acquire(timeout=0)
@@ -219,7 +233,7 @@ def _look(connection: psycopg.Connection) -> Look:
     xmin, xmax, in_progress = snapshot.split(":")
     if in_recovery:
         # A standby does not list the transactions in progress: only what is below all of them is surely visible.
-        return Look(Visibility(int(xmin), int(xmin)), position, flushed, at)
+        return Look(Visibility(int(xmin), int(xmin)), position, flushed, at, exact=xmin == xmax)
     listed = frozenset(map(int, in_progress.split(","))) if in_progress else frozenset()
     return Look(Visibility(int(xmin), int(xmax), listed), position, flushed, at)
 

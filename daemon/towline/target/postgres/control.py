@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from importlib import resources
 from typing import Any, LiteralString
 
@@ -11,7 +12,9 @@ import psycopg
 from psycopg import sql
 
 from towline.errors import ControlTablesForeign, ControlTablesOld, NotSetUp
+from towline.key_sum import KeySum
 from towline.position import parse_lsn
+from towline.running_sums import NOT_RUNNING, Running
 from towline.source import Identity
 from towline.target import Checkpoint, Counts, RouteState
 
@@ -19,7 +22,7 @@ from towline.target import Checkpoint, Counts, RouteState
 VERSION = 2
 
 #: Every control table; `setup` creates them when one is absent.
-TABLES = ("version", "checkpoint", "route_state", "ledger", "quarantine")
+TABLES = ("version", "checkpoint", "route_state", "ledger", "recount", "quarantine")
 
 _PRESENT = """
 SELECT c.relname::text
@@ -41,14 +44,24 @@ SELECT route, state, cursor, copied, estimate, sweep FROM {schema}.route_state W
 
 _LEDGER = """
 SELECT route, hour, from_position::text, to_position::text,
-       seen, upserted, deleted, superseded, filtered, quarantined, applied_at
-FROM {schema}.ledger WHERE pipeline = %s ORDER BY route, hour
+       seen, upserted, deleted, superseded, filtered, quarantined, applied_at,
+       key_form, keys, key_sum, operation_sum, total_keys, total_sum
+FROM {schema}.ledger WHERE pipeline = %s ORDER BY route, to_position, hour
+"""
+
+_RUNNING = """
+SELECT DISTINCT ON (route) route, key_form, total_keys, total_sum
+FROM {schema}.ledger WHERE pipeline = %s ORDER BY route, to_position DESC, applied_at DESC
 """
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """What became of a route's rows in one hour of the target's clock; positions are of the batches that counted."""
+    """What became of a route's rows in one hour of the target's clock; positions are of the batches that counted.
+
+    ``keys`` and ``operations``: sums over the changes (None: not known, or of several forms); ``running``: the sum over
+    all source keys as of ``to_position``. See `towline.key_sum`.
+    """
 
     route: str
     hour: datetime
@@ -56,6 +69,9 @@ class LedgerRow:
     to_position: int
     counts: Counts
     applied_at: datetime
+    keys: KeySum | None = None
+    operations: int | None = None
+    running: Running = NOT_RUNNING
 
 
 def script(schema: str) -> list[str]:
@@ -116,11 +132,35 @@ def read_states(connection: psycopg.Connection[Any], schema: str, pipeline: str)
 
 
 def read_ledger(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> list[LedgerRow]:
-    """The ledger, by route and hour. Raises NotSetUp."""
+    """The ledger, by route and position. Raises NotSetUp."""
     return [
-        LedgerRow(route, hour, parse_lsn(low), parse_lsn(high), Counts(*counts), applied_at)
-        for route, hour, low, high, *counts, applied_at in _read(connection, _LEDGER, schema, pipeline)
+        LedgerRow(
+            route,
+            hour,
+            parse_lsn(low),
+            parse_lsn(high),
+            Counts(*counts[:6]),
+            counts[6],
+            _sum(keys, key_sum),
+            None if operations is None else int(operations),
+            Running(_sum(total_keys, total_sum), form),
+        )
+        for route, hour, low, high, *counts, form, keys, key_sum, operations, total_keys, total_sum in _read(
+            connection, _LEDGER, schema, pipeline
+        )
     ]
+
+
+def read_running(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> dict[str, Running]:
+    """The running sums over source keys, as of the checkpoint. Raises NotSetUp."""
+    return {
+        route: Running(_sum(keys, total), form)
+        for route, form, keys, total in _read(connection, _RUNNING, schema, pipeline)
+    }
+
+
+def _sum(keys: int | None, total: Decimal | None) -> KeySum | None:
+    return None if keys is None or total is None else KeySum(keys, int(total))
 
 
 def _on(statement: LiteralString, schema: str) -> sql.Composed:

@@ -54,6 +54,33 @@ CREATE TABLE IF NOT EXISTS {schema}.ledger (
     CHECK (seen = upserted + deleted + superseded + filtered + quarantined)
 );
 
+-- Sums over source keys, modulo 2^64 (key_sum.py says of what; key_form: in which form the keys were). Of the changes
+-- in the range: keys, key_sum, operation_sum; of all keys that the source has at to_position: total_keys, total_sum.
+ALTER TABLE {schema}.ledger
+    ADD COLUMN IF NOT EXISTS key_form      text,
+    ADD COLUMN IF NOT EXISTS keys          bigint,
+    ADD COLUMN IF NOT EXISTS key_sum       numeric(20),
+    ADD COLUMN IF NOT EXISTS operation_sum numeric(20),
+    ADD COLUMN IF NOT EXISTS total_keys    bigint,
+    ADD COLUMN IF NOT EXISTS total_sum     numeric(20);
+
+-- Routes whose source keys the daemon is asked to count. position: null, until it has; then the rest is what it found.
+-- anew: the running sum is to become what is counted; the daemon deletes the row when it has.
+CREATE TABLE IF NOT EXISTS {schema}.recount (
+    pipeline     text,
+    route        text,
+    anew         boolean NOT NULL DEFAULT false,
+    requested_at timestamptz NOT NULL DEFAULT now(),
+    position     pg_lsn,
+    keys         bigint,
+    key_sum      numeric(20),
+    total_keys   bigint,
+    total_sum    numeric(20),
+    PRIMARY KEY (pipeline, route)
+);
+
+CREATE INDEX IF NOT EXISTS recount_open ON {schema}.recount (pipeline) WHERE position IS NULL;
+
 -- Changes that the target refused, of routes with on_error: quarantine. `id` gives the order of a key's changes.
 -- key, row: by source column, the source's text. They are JSON in ASCII, and not jsonb, so that a database in any
 -- encoding holds them. Columns of `row` that have no value there are listed: not_sent (unchanged TOAST), masked

@@ -10,7 +10,9 @@ import hashlib
 from collections.abc import Mapping
 from datetime import datetime
 
+from towline.key_sum import MODULUS, KeySum
 from towline.position import format_lsn
+from towline.running_sums import Answer, Entry
 from towline.target import Counts, RouteState
 from towline_transforms.identifier import quote
 
@@ -32,7 +34,8 @@ class Control:
         where = quote(schema)
         self._raise = f"UPDATE {where}.checkpoint SET epoch = epoch + 1, updated_at = now() WHERE pipeline = $1"
         self._hold = (
-            f"SELECT position::text FROM {where}.checkpoint WHERE pipeline = $1 AND epoch = $2::bigint FOR UPDATE"
+            f"SELECT position::text, EXISTS (SELECT FROM {where}.recount WHERE pipeline = $1 AND position IS NULL) "
+            f"FROM {where}.checkpoint WHERE pipeline = $1 AND epoch = $2::bigint FOR UPDATE"
         )
         self._advance = (
             f"UPDATE {where}.checkpoint SET position = $3::pg_lsn, updated_at = now(), "
@@ -54,13 +57,27 @@ class Control:
         columns = ", ".join(f"u.{name}" for name in figures)
         arrays = ", ".join(f"unnest(${place}::bigint[])" for place, _ in enumerate(figures, 5))
         added = ", ".join(f"{name} = l.{name} + EXCLUDED.{name}" for name in figures)
+        sums = ("keys", "key_sum", "operation_sum", "total_keys", "total_sum")
+        summed = ", ".join(f"u.{name}" for name in ("key_form", *sums))
+        some = "unnest($11::text[]), " + ", ".join(f"unnest(${place}::text[]::numeric[])" for place in range(12, 17))
+        alike = "CASE WHEN l.key_form = EXCLUDED.key_form THEN {} END"
         self._ledger = (
             f"INSERT INTO {where}.ledger AS l "
-            f"(pipeline, route, hour, from_position, to_position, {names}, applied_at) "
-            f"SELECT $1, u.route, date_trunc('hour', now()), $2::pg_lsn, $3::pg_lsn, {columns}, now() "
-            f"FROM ROWS FROM (unnest($4::text[]), {arrays}) AS u (route, {names}) "
+            f"(pipeline, route, hour, from_position, to_position, {names}, key_form, {', '.join(sums)}, applied_at) "
+            f"SELECT $1, u.route, date_trunc('hour', now()), $2::pg_lsn, $3::pg_lsn, {columns}, {summed}, now() "
+            f"FROM ROWS FROM (unnest($4::text[]), {arrays}, {some}) AS u (route, {names}, key_form, {', '.join(sums)}) "
             f"ON CONFLICT (pipeline, route, hour) DO UPDATE SET to_position = EXCLUDED.to_position, {added}, "
+            f"keys = {alike.format('l.keys + EXCLUDED.keys')}, "
+            f"key_sum = {alike.format(f'mod(l.key_sum + EXCLUDED.key_sum, {MODULUS})')}, "
+            f"operation_sum = {alike.format(f'mod(l.operation_sum + EXCLUDED.operation_sum, {MODULUS})')}, "
+            "key_form = EXCLUDED.key_form, total_keys = EXCLUDED.total_keys, total_sum = EXCLUDED.total_sum, "
             "applied_at = EXCLUDED.applied_at"
+        )
+        self._asked = f"SELECT route, anew FROM {where}.recount WHERE pipeline = $1 AND position IS NULL"
+        self._renewed = f"DELETE FROM {where}.recount WHERE pipeline = $1 AND route = $2 AND anew"
+        self._answered = (
+            f"UPDATE {where}.recount SET position = $3::pg_lsn, keys = $4::bigint, key_sum = $5::text::numeric, "
+            "total_keys = $6::bigint, total_sum = $7::text::numeric WHERE pipeline = $1 AND route = $2 AND NOT anew"
         )
 
     def raise_epoch(self) -> tuple[str, tuple[object, ...]]:
@@ -68,7 +85,9 @@ class Control:
         return self._raise, (self._pipeline,)
 
     def hold(self, epoch: int) -> tuple[str, tuple[object, ...]]:
-        """Locks the checkpoint and returns its position; no row when the epoch is another's."""
+        """Locks the checkpoint and returns its position, and whether somebody waits for a count; no row when the epoch
+        is another's.
+        """
         return self._hold, (self._pipeline, epoch)
 
     def advance(self, epoch: int, position: int, commit_time: datetime | None) -> tuple[str, tuple[object, ...]]:
@@ -84,11 +103,42 @@ class Control:
         cursor = None if state.cursor is None else list(state.cursor)
         return self._state, (self._pipeline, state.route, state.state, cursor, state.copied, state.estimate)
 
-    def ledger(self, begin: int, end: int, counts: Mapping[str, Counts]) -> tuple[str, tuple[object, ...]]:
-        """Adds to the ledger what became of the rows between two positions."""
+    def ledger(
+        self, begin: int, end: int, counts: Mapping[str, Counts], entries: Mapping[str, Entry]
+    ) -> tuple[str, tuple[object, ...]]:
+        """Adds to the ledger what became of the rows between two positions, and what that did to their keys.
+
+        For the routes of ``entries``; those without counts had no rows.
+        """
         figures = zip(
-            *((c.seen, c.upserted, c.deleted, c.superseded, c.filtered, c.quarantined) for c in counts.values()),
+            *(
+                (c.seen, c.upserted, c.deleted, c.superseded, c.filtered, c.quarantined)
+                for c in (counts.get(route) or Counts() for route in entries)
+            ),
             strict=True,
         )
-        columns = [list(figure) for figure in figures]
-        return self._ledger, (self._pipeline, format_lsn(begin), format_lsn(end), list(counts), *columns)
+        sums = zip(
+            *(
+                (entry.form, *_pair(entry.keys), str(entry.operations), *_pair(entry.total))
+                for entry in entries.values()
+            ),
+            strict=True,
+        )
+        columns = [list(column) for column in (*figures, *sums)]
+        return self._ledger, (self._pipeline, format_lsn(begin), format_lsn(end), list(entries), *columns)
+
+    def asked(self) -> tuple[str, tuple[object, ...]]:
+        """The routes that somebody wants counted, and whether the running sum is to be made anew."""
+        return self._asked, (self._pipeline,)
+
+    def answer(self, answer: Answer, position: int) -> tuple[str, tuple[object, ...]]:
+        """Tells who asked what was counted as of that position."""
+        if answer.anew:
+            return self._renewed, (self._pipeline, answer.route)
+        found = (answer.counted.keys, str(answer.counted.sum))
+        total = (None, None) if answer.total is None else (answer.total.keys, str(answer.total.sum))
+        return self._answered, (self._pipeline, answer.route, format_lsn(position), *found, *total)
+
+
+def _pair(keys: KeySum | None) -> tuple[str | None, str | None]:
+    return (None, None) if keys is None else (str(keys.keys), str(keys.sum))

@@ -32,6 +32,8 @@ from towline.errors import Fenced, NotSetUp, RowRefused, TargetUnavailable, Towl
 from towline.logs import event
 from towline.position import format_lsn, parse_lsn
 from towline.postgres.session import connect, translate
+from towline.running_sums import RunningSums
+from towline.snapshot import STREAMING
 from towline.target import Checkpoint, ChunkLoad, Committed, Counts, Reread, RouteState
 from towline.target.postgres import control
 from towline.target.postgres.apply import Applier
@@ -100,6 +102,7 @@ class PostgresTarget:
         self._routes, self._relations = tuple(routes), tuple(relations)
         self._path, self._direct = path, direct
         self._control = Control(schema, pipeline)
+        self._sums: RunningSums | None = None
         self._connection: psycopg.Connection[Any] | None = None
         self._applier: Applier | None = None
         self._epoch = 0
@@ -147,6 +150,7 @@ class PostgresTarget:
             self._epoch, self._position = checkpoint.epoch, checkpoint.position
             if (quarantine := self._applying().quarantine) is not None:
                 quarantine.load(connection)
+            self._sums = self._read_sums(connection)
             return checkpoint
 
     def note_timeline(self, timeline: int) -> None:
@@ -157,6 +161,19 @@ class PostgresTarget:
             executor.sync()
             if noted.rowcount != 1:
                 raise self._fenced()
+
+    def _read_sums(self, connection: psycopg.Connection[Any]) -> RunningSums:
+        states = control.read_states(connection, self._schema, self._pipeline)
+        streaming = [route for route, state in states.items() if state.state == STREAMING]
+        known = control.read_running(connection, self._schema, self._pipeline)
+        return RunningSums(self._routes, self._relations, known, streaming)
+
+    @property
+    def sums(self) -> RunningSums:
+        """The sums over the routes' source keys, from `open` on."""
+        if self._sums is None:
+            raise TowlineError("the target is used before it was opened")
+        return self._sums
 
     def read_ahead(self, position: int) -> None:
         """Attempts before this one may have read rows again from the source as it was up to that position.
@@ -206,6 +223,7 @@ class PostgresTarget:
     def apply(self, piece: Piece, active: AbstractSet[str], reread: Reread, prior: ChunkLoad | None = None) -> None:
         """See the contract."""
         with self._call():
+            self.sums.apply(piece, active)
             self._applying().apply(piece, active, reread, prior)
 
     def load(self, load: ChunkLoad) -> None:
@@ -216,6 +234,7 @@ class PostgresTarget:
             executor.run(*self._control.state(load.state))
             executor.sync()
             self._loaded.append(load.state)
+            self.sums.load(load.route.name, len(load.chunk.rows), last=load.state.state == STREAMING)
 
     def commit(self, position: int, commit_time: datetime | None) -> Committed:
         """See the contract. When constraints that were put off are violated, and rows may be set aside, the batch is
@@ -242,19 +261,23 @@ class PostgresTarget:
     def _commit(self, position: int, commit_time: datetime | None) -> Committed:
         applier, executor = self._applying(), self._executing()
         counts = {name: each for name, each in applier.counts.items() if each.seen}
-        if counts:
+        entries = self.sums.entries(position, counts)
+        if entries:
             # Constraints that were put off are checked here, where nothing is durable yet.
             executor.run("SET CONSTRAINTS ALL IMMEDIATE")
-            executor.run(*self._control.ledger(self._position, position, counts), prepare=True)
+            executor.run(*self._control.ledger(self._position, position, counts, entries), prepare=True)
+        for answer in self.sums.answers:
+            executor.run(*self._control.answer(answer, position))
         quarantine = applier.quarantine
         opened = quarantine.count() if quarantine is not None and self._counting(quarantine) else None
         self._finish(executor, position, commit_time)
         applier.committed()
+        checksums = self.sums.committed(position)
         if quarantine is None:
-            return Committed(counts, time.monotonic() - self._began)
+            return Committed(counts, time.monotonic() - self._began, checksums=checksums)
         quarantine.committed(counts, opened)
         self._tell(counts)
-        return Committed(counts, time.monotonic() - self._began, quarantine.opened)
+        return Committed(counts, time.monotonic() - self._began, quarantine.opened, checksums)
 
     def _counting(self, quarantine: Quarantine) -> bool:
         """Whether to count what is in the quarantine: when it was written to; and now and then, since people do it,
@@ -279,6 +302,10 @@ class PostgresTarget:
                     remedy="towline quarantine list",
                 )
 
+    def due(self, position: int) -> bool:
+        """See the contract."""
+        return self.sums.due(position)
+
     def rollback(self) -> None:
         """See the contract. A connection that is gone has rolled back already."""
         connection = self._connection
@@ -286,6 +313,8 @@ class PostgresTarget:
             return
         with contextlib.suppress(TowlineError), self._call():
             self._roll_back()
+        if self._sums is not None:
+            self._sums.rolled_back()
 
     def _roll_back(self) -> None:
         self._open = False
@@ -307,6 +336,7 @@ class PostgresTarget:
             executor.run("COMMIT")
             executor.sync()
             self._open = False
+            self.sums.committed(self._position)
 
     def _begin(self, *, replaying: bool = False) -> None:
         """Begin a transaction and hold the checkpoint. ``replaying``: what was applied before will be once more."""
@@ -324,9 +354,15 @@ class PostgresTarget:
         executor.sync()
         if not held.rows:
             raise self._fenced()
-        self._position = parse_lsn(held.rows[0][0] or "")
+        position, asked = held.rows[0]
+        self._position = parse_lsn(position or "")
+        if asked == "t":
+            wanted = executor.run(*self._control.asked())
+            executor.sync()
+            self.sums.ask({route or "": anew == "t" for route, anew in wanted.rows})
         if not replaying:
             applier.begin()
+            self.sums.begin()
 
     def _finish(self, executor: Executor, position: int, commit_time: datetime | None) -> None:
         """Move the checkpoint and commit. The checkpoint is held, and so is its epoch: only the position can be

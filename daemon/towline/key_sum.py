@@ -1,0 +1,116 @@
+"""Sums over a table's source keys: what the ledger keeps of them, and the source can compute again.
+
+The hashes (`towline.key_hash`) of the keys that a table has are added up, modulo 2**64. Sums of sets add up to the sum
+of their union, in whatever order the keys come and go. So the ledger adds a key's hash when the source inserts it and
+takes it away when it is deleted; what it arrives at is the sum over the keys that the source's table has, which one
+aggregate over that table gives as well. An update whose key changes counts as both; any other update as nothing.
+
+A second sum is over operations: each change's hash times a weight of what was done (`WEIGHTS`). Two readers of the same
+part of a log arrive at the same one. It is for comparing ranges; no table can tell it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from towline.change import DELETE, INSERT, UPDATE, Piece, Relation, RowSet
+from towline.frame import Frame
+from towline.key_hash import key_hashes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Hashes = NDArray[np.uint64]
+    Ints = NDArray[np.int64]
+else:
+    Hashes = Ints = Any
+
+MODULUS = 1 << 64
+
+#: By operation, what a key's hash is multiplied with in the sum over operations: odd numbers without a pattern.
+WEIGHTS = {INSERT: 0x9E3779B97F4A7C15, UPDATE: 0xC2B2AE3D27D4EB4F, DELETE: 0x165667B19E3779F9}
+
+
+@dataclass(frozen=True, slots=True)
+class KeySum:
+    """Keys, how many and the sum of their hashes; or what is added to both, then ``keys`` may be negative."""
+
+    keys: int = 0
+    sum: int = 0
+
+    def __add__(self, other: KeySum) -> KeySum:
+        return KeySum(self.keys + other.keys, (self.sum + other.sum) % MODULUS)
+
+    def __sub__(self, other: KeySum) -> KeySum:
+        return KeySum(self.keys - other.keys, (self.sum - other.sum) % MODULUS)
+
+    def __str__(self) -> str:
+        return f"{self.sum:016x}"
+
+
+NO_KEYS = KeySum()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What changes do to a table's keys. ``signs``: of each row, +1, 0 or -1. ``operations``: see there."""
+
+    hashes: Hashes
+    signs: Ints
+    operations: int
+
+    @property
+    def keys(self) -> KeySum:
+        """All of it together."""
+        return _sum(self.hashes, self.signs)
+
+
+def change_of(rowset: RowSet) -> Change:
+    """What the changes of a row set do."""
+    hashes = key_hashes(rowset.rows, rowset.relation.key)
+    ops = rowset.ops
+    signs: Ints = (ops == INSERT).astype(np.int64)
+    operations = 0
+    if not signs.all():
+        deleted = ops == DELETE
+        # The UPDATE of a change of key follows its DELETE, with the same order number.
+        moved = (rowset.order[1:] == rowset.order[:-1]) & deleted[:-1]
+        signs[1:][moved] = 1
+        signs[deleted] = -1
+        for operation in (UPDATE, DELETE):
+            operations += WEIGHTS[operation] * int(hashes[ops == operation].sum())
+        inserted = int(hashes[ops == INSERT].sum())
+    else:
+        inserted = int(hashes.sum())
+    return Change(hashes, signs, (operations + WEIGHTS[INSERT] * inserted) % MODULUS)
+
+
+def by_transaction(piece: Piece, rowset: RowSet, change: Change) -> dict[int, KeySum]:
+    """The changes of keys in a row set of the piece, by the transaction (``xid``) that made them."""
+    places = piece.transaction_of(rowset.order)
+    bounds = np.searchsorted(places, np.arange(len(piece.transactions) + 1)).tolist()
+    found: dict[int, KeySum] = {}
+    for transaction, (low, high) in zip(piece.transactions, pairwise(bounds), strict=True):
+        if change.signs[low:high].any():
+            found[transaction.xid] = _sum(change.hashes[low:high], change.signs[low:high])
+    return found
+
+
+def sum_of(rows: Frame, relation: Relation) -> KeySum:
+    """The sum over the keys of some rows."""
+    return KeySum(len(rows), int(key_hashes(rows, relation.key).sum()))
+
+
+def key_form(relation: Relation) -> str:
+    """What the sums of a table's keys depend on, beside the keys: sums of different forms cannot be compared."""
+    columns = ", ".join(f"{column.name} {column.type.sql}" for column in relation.key_columns)
+    return f"{relation.format.value} ({columns})"
+
+
+def _sum(hashes: Hashes, signs: Ints) -> KeySum:
+    plus, minus = hashes[signs > 0], hashes[signs < 0]
+    return KeySum(len(plus) - len(minus), (int(plus.sum()) - int(minus.sum())) % MODULUS)

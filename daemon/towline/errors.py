@@ -570,6 +570,16 @@ class LedgerImbalance(TowlineError):
         self.rows = rows
 
 
+class ChecksumDiffers(TowlineError):
+    """The source keys of a route are not those that its ledger adds up to: changes were lost, or counted twice."""
+
+    code = "TL-603"
+    remedy = (
+        "`towline verify` compares the rows as well, and `--repair` mends them; it also has the checksum begin anew. "
+        "Report it with what `towline ledger` prints: the ledger and the rows are written in the same transactions."
+    )
+
+
 def all_errors() -> list[type[TowlineError]]:
     """Every coded error, by code."""
     found: list[type[TowlineError]] = [TowlineError]

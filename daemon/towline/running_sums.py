@@ -39,7 +39,8 @@ NOT_RUNNING = Running(None, None)
 class Entry:
     """What the ledger is to note of a route: what a batch did to its keys, and the running sum after it.
 
-    ``keys``: None when that cannot be told, since the table was emptied and nobody knew what was in it.
+    ``keys``: None when that cannot be told, or does not lead from one running sum to the next: of a table that was
+    copied or counted anew, or emptied when nobody knew what was in it.
     """
 
     form: str
@@ -145,7 +146,7 @@ class RunningSums:
     def load(self, route: str, rows: int, *, last: bool) -> None:
         """A chunk of so many rows was loaded. What is being copied has to be counted."""
         entry = self._entry(route)
-        self._working[route] = replace(entry, seen=entry.seen + rows, total=None)
+        self._working[route] = replace(entry, seen=entry.seen + rows, keys=None, total=None)
         self._loaded[route] = last
 
     def _entry(self, route: str) -> Entry:
@@ -175,7 +176,8 @@ class RunningSums:
                 if route in self._asked:
                     answers.append(Answer(route, counted, entry.total, self._asked[route]))
                 if entry.total is None or self._asked.get(route):
-                    self._noted[route] = replace(entry, total=counted)
+                    keys = None if self._asked.get(route) else entry.keys
+                    self._noted[route] = replace(entry, keys=keys, total=counted)
             self.answers = tuple(answers)
         return self._noted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections.abc import Iterator
@@ -9,12 +10,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
+from click.testing import CliRunner, Result
 
 from tests.integration.test_pipeline import PLUGINS, made, running
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from tests.support.wait import until
 from towline import plan
+from towline.cli import cli
 from towline.demo.server import Server
 from towline.key_sum import MODULUS, KeySum, key_form
 from towline.position import parse_lsn
@@ -158,6 +161,45 @@ def known_sum(rows: dict[str, LedgerRow]) -> int:
     total = rows["public.plain"].running.total
     assert total is not None
     return total.sum
+
+
+def test_the_verb_shows_ranges_and_finds_what_was_tampered_with(made: Line) -> None:
+    """By route and range, as a table and as JSON; a ledger that does not add up is an error, with its code."""
+    made.at_source(TABLES)
+    made.apply()
+    with running(made):
+        await_known(made)
+    made.at_hub(
+        "UPDATE towline.ledger SET hour = hour - interval '1 hour', applied_at = applied_at - interval '1 hour'"
+    )
+    made.at_source("DELETE FROM plain WHERE id <= 10")
+    made.run()
+    shown = towline(made, "--route", "public.plain")
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    total = known(made)["public.plain"].total
+    assert f"public.plain: 2990 source keys, running checksum {total} (binary (id integer))" in shown.stdout
+    lines = [line.split() for line in shown.stdout.splitlines() if line.startswith("public.plain ")]
+    assert [(line[3], line[9], line[-1] == str(total)) for line in lines] == [
+        ("3000", "yes", False),
+        ("10", "yes", True),
+    ]
+    data = json.loads(towline(made, "--json", "--since", "30m").stdout)
+    ranges = {route["name"]: route["ranges"] for route in data["routes"]}
+    assert data["balanced"] is True
+    assert [(each["seen"], each["keys"], each["deleted"]) for each in ranges["public.plain"]] == [(10, -10, 10)]
+    assert ranges["public.pair"] == []
+    assert ranges["public.plain"][0]["running"]["checksum"] == str(total)
+    since = ranges["public.plain"][0]["to"]
+    assert json.loads(towline(made, "--json", "--since", since).stdout)["routes"][0]["ranges"] == []
+    assert towline(made, "--since", "yesterday").exit_code == 2
+    assert towline(made, "--route", "nobody").exit_code == 2
+    made.at_hub("UPDATE towline.ledger SET keys = keys + 1 WHERE keys = -10")
+    tampered = towline(made)
+    assert (tampered.exit_code, "TL-602" in tampered.stderr, " NO " in tampered.stdout) == (3, True, True)
+
+
+def towline(line: Line, *options: str) -> Result:
+    return CliRunner().invoke(cli, ["ledger", str(line.path), *options])
 
 
 def test_another_key_is_counted_anew(made: Line) -> None:

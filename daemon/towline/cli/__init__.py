@@ -25,6 +25,7 @@ VERBS = {
     "verify": "data",
     "quarantine": "quarantine",
     "resync": "resync",
+    "ledger": "ledger",
     "schema": "files",
     "demo": "demo",
 }

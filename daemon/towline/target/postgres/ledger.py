@@ -60,13 +60,20 @@ class Control:
         sums = ("keys", "key_sum", "operation_sum", "total_keys", "total_sum")
         summed = ", ".join(f"u.{name}" for name in ("key_form", *sums))
         some = "unnest($11::text[]), " + ", ".join(f"unnest(${place}::text[]::numeric[])" for place in range(12, 17))
+        # A count alone does not move the range on: `towline status` tells by its end whether the pipeline is idle.
+        last = (
+            "CASE WHEN u.seen > 0 THEN $3::pg_lsn ELSE coalesce((SELECT max(o.to_position) "
+            f"FROM {where}.ledger AS o WHERE o.pipeline = $1 AND o.route = u.route), $2::pg_lsn) END"
+        )
         alike = "CASE WHEN l.key_form = EXCLUDED.key_form THEN {} END"
         self._ledger = (
             f"INSERT INTO {where}.ledger AS l "
             f"(pipeline, route, hour, from_position, to_position, {names}, key_form, {', '.join(sums)}, applied_at) "
-            f"SELECT $1, u.route, date_trunc('hour', now()), $2::pg_lsn, $3::pg_lsn, {columns}, {summed}, now() "
+            f"SELECT $1, u.route, date_trunc('hour', now()), least($2::pg_lsn, {last}), {last}, "
+            f"{columns}, {summed}, now() "
             f"FROM ROWS FROM (unnest($4::text[]), {arrays}, {some}) AS u (route, {names}, key_form, {', '.join(sums)}) "
-            f"ON CONFLICT (pipeline, route, hour) DO UPDATE SET to_position = EXCLUDED.to_position, {added}, "
+            f"ON CONFLICT (pipeline, route, hour) DO UPDATE SET "
+            f"to_position = greatest(l.to_position, EXCLUDED.to_position), {added}, "
             f"keys = {alike.format('l.keys + EXCLUDED.keys')}, "
             f"key_sum = {alike.format(f'mod(l.key_sum + EXCLUDED.key_sum, {MODULUS})')}, "
             f"operation_sum = {alike.format(f'mod(l.operation_sum + EXCLUDED.operation_sum, {MODULUS})')}, "

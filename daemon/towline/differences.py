@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from towline.errors import ChecksumDiffers
 
 #: How many keys of each kind of difference a report shows.
 SAMPLES = 10
@@ -19,12 +22,22 @@ class Sample:
     columns: tuple[str, ...] = ()
 
 
+class Keys(enum.StrEnum):
+    """Whether the source's keys are those that the ledger adds up to. UNKNOWN: one of the two is not known."""
+
+    EQUAL = "equal"
+    DIFFER = "differs"
+    UNSETTLED = "unsettled"
+    UNKNOWN = "not established"
+
+
 @dataclass(slots=True)
 class RouteReport:
     """What was found for one route. ``rows``: source rows compared. ``columns``: how many rows differ in which column.
 
     ``quarantined``: rows that differ because a change of them was set aside; they are not among the others.
-    ``state``: the route's; only a route that is ``streaming`` can be compared.
+    ``state``: the route's; only a route that is ``streaming`` can be compared. ``checksum``: None when it was not
+    looked at.
     """
 
     route: str
@@ -39,6 +52,7 @@ class RouteReport:
     columns: dict[str, int] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
+    checksum: Keys | None = None
 
     @property
     def differing(self) -> int:
@@ -66,6 +80,7 @@ class RouteReport:
             "quarantined": self.quarantined,
             "repaired": self.repaired,
             "columns": dict(sorted(self.columns.items())),
+            "checksum": None if self.checksum is None else self.checksum.value,
             "samples": [{"kind": s.kind, "key": list(s.key), "columns": list(s.columns)} for s in self.samples],
             "seconds": round(self.seconds, 3),
         }
@@ -78,6 +93,10 @@ class RouteReport:
         found = f"missing {self.missing}, extra {self.extra}, different {self.different}"
         rate = f"{self.rows / self.seconds:,.0f} rows/s" if self.seconds > 0 else ""
         yield f"{self.route}: {_rows(self.rows)}, {found} ({self.seconds:.1f} s, {rate})"
+        if self.checksum is Keys.DIFFER:
+            yield f"  {ChecksumDiffers.code}: the source's keys are not those that the ledger adds up to"
+        elif self.checksum is not None:
+            yield f"  checksum of the source's keys: {self.checksum}"
         if self.unsettled:
             yield f"  {_rows(self.unsettled)} kept changing, not verified"
         if self.quarantined:
@@ -89,6 +108,9 @@ class RouteReport:
         for sample in self.samples:
             key = ", ".join("NULL" if part is None else part for part in sample.key)
             yield f"  {sample.kind} ({key})" + (f" in {', '.join(sample.columns)}" if sample.columns else "")
+
+
+_SAID = {Keys.DIFFER: "differ", Keys.UNSETTLED: "kept changing", Keys.UNKNOWN: "not established"}
 
 
 def _rows(count: int) -> str:
@@ -125,10 +147,15 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """4: rows differ. 1: not everything could be verified; later it may be. 0: all is equal."""
-        if self.differing:
+        """4: rows or checksums differ. 1: not everything could be verified; later it may be. 0: all is equal.
+
+        A checksum that is not established is none of these: the daemon counts the keys when it runs.
+        """
+        checksums = {route.checksum for route in self.routes}
+        if self.differing or Keys.DIFFER in checksums:
             return 4
-        return int(self.unsettled > 0 or any(route.state != "streaming" for route in self.routes))
+        moving = self.unsettled > 0 or Keys.UNSETTLED in checksums
+        return int(moving or any(route.state != "streaming" for route in self.routes))
 
     @property
     def total(self) -> str:
@@ -138,6 +165,9 @@ class Report:
             text += f", {self.unsettled} kept changing"
         if self.quarantined:
             text += f", {self.quarantined} in quarantine"
+        for keys in (Keys.DIFFER, Keys.UNSETTLED, Keys.UNKNOWN):
+            if count := sum(route.checksum is keys for route in self.routes):
+                text += f"; {count} of {len(self.routes)} checksums {_SAID[keys]}"
         left_out = sum(route.state != "streaming" for route in self.routes)
         if left_out:
             text += f"; {left_out} of {len(self.routes)} routes not compared"

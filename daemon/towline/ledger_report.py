@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +13,7 @@ from towline.errors import LedgerImbalance, NotSetUp
 from towline.key_sum import KeySum
 from towline.position import format_lsn, parse_lsn
 from towline.postgres import session
+from towline.running_sums import Running
 from towline.target.postgres import control
 from towline.target.postgres.control import LedgerRow
 
@@ -71,18 +72,18 @@ class Range:
             "keys": None if row.keys is None else row.keys.keys,
             "checksum": None if row.keys is None else str(row.keys),
             "operations": None if row.operations is None else f"{row.operations:016x}",
-            "running": _running(row),
+            "running": _running(row.running),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerReport:
-    """The ledger of a pipeline, or the part that was asked for. ``running``: each route's last row."""
+    """The ledger of a pipeline, or the part that was asked for. ``running``: by route, at ``position``."""
 
     pipeline: str
     position: int
     ranges: tuple[Range, ...]
-    running: tuple[LedgerRow, ...]
+    running: Mapping[str, Running]
 
     @property
     def imbalance(self) -> LedgerImbalance | None:
@@ -108,22 +109,21 @@ class LedgerReport:
             "balanced": self.imbalance is None,
             "routes": [
                 {
-                    "name": row.route,
-                    "running": _running(row),
-                    "ranges": [each.as_dict() for each in self.ranges if each.row.route == row.route],
+                    "name": route,
+                    "running": _running(running),
+                    "ranges": [each.as_dict() for each in self.ranges if each.row.route == route],
                 }
-                for row in self.running
+                for route, running in self.running.items()
             ],
         }
 
     def lines(self) -> Iterator[str]:
         """The running checksums, for people."""
-        for row in self.running:
-            total = row.running.total
-            if total is None:
-                yield f"{row.route}: the running checksum is not known, the keys are still to be counted"
+        for route, running in self.running.items():
+            if running.total is None:
+                yield f"{route}: the running checksum is not known, the source keys are still to be counted"
             else:
-                yield f"{row.route}: {total.keys} source keys, running checksum {total} ({row.running.form})"
+                yield f"{route}: {running.total.keys} source keys, running checksum {running.total} ({running.form})"
 
 
 _HINT = (
@@ -142,26 +142,28 @@ def read(config: PipelineConfig, since: str | None = None) -> LedgerReport:
     try:
         with session.translating("target"):
             control.present(connection, schema)
-            rows = control.read_ledger(connection, schema, config.pipeline)
-            checkpoint = control.read_checkpoint(connection, schema, config.pipeline)
+            with connection.transaction():
+                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                rows = control.read_ledger(connection, schema, config.pipeline)
+                running = control.read_running(connection, schema, config.pipeline)
+                checkpoint = control.read_checkpoint(connection, schema, config.pipeline)
     finally:
         connection.close()
     if checkpoint is None:
         raise NotSetUp(f"the target has no checkpoint of pipeline {config.pipeline}")
-    return report(config.pipeline, checkpoint.position, rows, wanted)
+    ranges = ranges_of(rows)
+    shown = tuple(each for each in ranges if wanted is None or wanted(each.row))
+    return LedgerReport(config.pipeline, checkpoint.position, shown, running)
 
 
-def report(
-    pipeline: str, position: int, rows: Sequence[LedgerRow], wanted: Callable[[LedgerRow], bool] | None = None
-) -> LedgerReport:
-    """From the rows of the ledger, by route and position; ``wanted``: which of them to tell of."""
+def ranges_of(rows: Sequence[LedgerRow]) -> list[Range]:
+    """The rows of the ledger, by route and position, held against each other."""
     ranges: list[Range] = []
     last: dict[str, LedgerRow] = {}
     for row in rows:
         ranges.append(Range(row, _follows(last.get(row.route), row)))
         last[row.route] = row
-    shown = tuple(each for each in ranges if wanted is None or wanted(each.row))
-    return LedgerReport(pipeline, position, shown, tuple(last.values()))
+    return ranges
 
 
 def only(found: LedgerReport, routes: Collection[str]) -> LedgerReport:
@@ -170,7 +172,7 @@ def only(found: LedgerReport, routes: Collection[str]) -> LedgerReport:
         found.pipeline,
         found.position,
         tuple(each for each in found.ranges if each.row.route in routes),
-        tuple(row for row in found.running if row.route in routes),
+        {route: running for route, running in found.running.items() if route in routes},
     )
 
 
@@ -201,8 +203,7 @@ def _shown(keys: KeySum | None) -> tuple[str, str]:
     return ("", "") if keys is None else (str(keys.keys), str(keys))
 
 
-def _running(row: LedgerRow) -> dict[str, Any] | None:
-    total = row.running.total
-    if total is None:
+def _running(running: Running) -> dict[str, Any] | None:
+    if running.total is None:
         return None
-    return {"keys": total.keys, "checksum": str(total), "form": row.running.form}
+    return {"keys": running.total.keys, "checksum": str(running.total), "form": running.form}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from towline.change import Piece, Relation
 from towline.errors import LedgerImbalance
@@ -26,10 +26,14 @@ from towline_transforms.schema import TableName
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A running sum as the ledger has it, and the form of the keys that it is over (`key_form`)."""
+    """A running sum as it is stored, and the form of the keys that it is over (`key_form`).
+
+    ``version``: of the row that it is in, changes with every batch that has rows of the route.
+    """
 
     total: KeySum | None
     form: str | None
+    version: str = field(default="", compare=False)
 
 
 NOT_RUNNING = Running(None, None)
@@ -66,7 +70,7 @@ class Answer:
 class RunningSums:
     """The sums of one pipeline's routes, and the transaction in hand.
 
-    ``known``: by route, what the ledger says. ``streaming``: the routes whose first copy is complete; the others' sums
+    ``known``: by route, what is stored. ``streaming``: the routes whose first copy is complete; the others' sums
     are unknown. `follow` may be called by another thread.
     """
 

@@ -7,7 +7,8 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from towline.change import Relation
-from towline.differences import Report, RouteReport
+from towline.checksum_verifier import ChecksumVerifier
+from towline.differences import Keys, Report, RouteReport
 from towline.errors import SourceReplaced
 from towline.route_verifier import Progress, RouteVerifier
 from towline.source import Tables
@@ -69,6 +70,7 @@ def verify(
             chosen,
             chunk_rows=config.snapshot.chunk_rows,
             repair=repair,
+            timeout=timeout,
         )
 
 
@@ -80,8 +82,12 @@ def verify_routes(
     *,
     chunk_rows: int = 20_000,
     repair: bool = False,
+    timeout: float = 60.0,
 ) -> Report:
-    """As `verify`, with everything at hand. After a repair, routes that differed are verified again."""
+    """As `verify`, with everything at hand. After a repair, routes that differed are verified again.
+
+    A route whose checksum differs, though its rows may be right by now, is to begin a new one.
+    """
     here, known = tables.identity(), session.checkpoint().identity
     if (here.system_identifier, here.database) != (known.system_identifier, known.database):
         raise SourceReplaced(
@@ -90,15 +96,22 @@ def verify_routes(
         )
     states = session.states()
 
+    checksums = ChecksumVerifier(tables, session, progress, timeout)
+
     def one(route: Route, relation: Relation, *, mend: bool) -> RouteReport:
         state = states[route.name].state if route.name in states else "pending"
         if state != "streaming":
             return RouteReport(route.name, state)
         with session.route(route, relation) as comparing:
-            return RouteVerifier(tables, comparing, progress, chunk_rows=chunk_rows, repair=mend).run()
+            report = RouteVerifier(tables, comparing, progress, chunk_rows=chunk_rows, repair=mend).run()
+        report.checksum = checksums.check(route.name, relation)
+        if mend and report.checksum is Keys.DIFFER:
+            checksums.begin_anew(route.name)
+        return report
 
     first = [one(route, relation, mend=repair) for route, relation in routes]
-    repairs = tuple(report for report in first if report.differing) if repair else ()
+    wrong = (report for report in first if report.differing or report.checksum is Keys.DIFFER)
+    repairs = tuple(wrong) if repair else ()
     if repairs:
         again = {report.route for report in repairs}
         first = [

@@ -32,8 +32,7 @@ def ledger(ctx: click.Context, pipeline_file: Path, since: str | None, routes: t
         found = ledger_report.read(config.load(pipeline_file), since)
     except ValueError:
         raise click.BadParameter(f"{since} is no time and no position", param_hint="--since") from None
-    known = [row.route for row in found.running]
-    if unknown := [name for name in routes if name not in known]:
+    if unknown := [name for name in routes if name not in found.running]:
         raise RouteUnknown(f"the ledger has no route {unknown[0]}")
     if routes:
         found = ledger_report.only(found, routes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import numpy as np
 import psycopg
@@ -21,6 +21,7 @@ from towline.change import Chunk, Format, Relation
 from towline.errors import NotSetUp
 from towline.frame import COPY_HEADER, Frame
 from towline.postgres.session import connect, translating
+from towline.running_sums import Answer, Running
 from towline.target import Checkpoint, ChunkLoad, RouteState
 from towline.target.postgres import control
 from towline.target.postgres.apply import Applier
@@ -36,7 +37,13 @@ from towline_transforms.route import Route
 _BY_INDEX = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
 
 _ASIDE = "SELECT DISTINCT key FROM {} WHERE pipeline = %s AND route = %s AND state = 'open'"
-
+_ASK = """
+INSERT INTO {}.recount (pipeline, route, anew) VALUES (%s, %s, %s)
+ON CONFLICT (pipeline, route) DO UPDATE SET anew = EXCLUDED.anew, requested_at = now(),
+    position = NULL, keys = NULL, key_sum = NULL, total_keys = NULL, total_sum = NULL
+"""
+_ASKED = "SELECT FROM {}.recount WHERE pipeline = %s AND route = %s AND position IS NULL"
+_WITHDRAW = "DELETE FROM {}.recount WHERE pipeline = %s AND route = %s"
 _LOCK = "SELECT FROM {}.checkpoint WHERE pipeline = %s FOR UPDATE"
 
 
@@ -218,6 +225,36 @@ class CompareSession:
         statement = sql.SQL(_ASIDE).format(sql.Identifier(self._schema, "quarantine"))
         keys = [key for (key,) in self._connection.execute(statement, (self._pipeline, route.name))]
         return frozenset(framed_keys(self._connection, relation, keys)) if keys else frozenset()
+
+    # ---- the ledger's sums over source keys ------------------------------------------------------------------
+
+    def running(self, route: str) -> Running | None:
+        """A route's running sum as of the checkpoint; None for a route that is not known."""
+        with translating("target"):
+            return control.read_running(self._connection, self._schema, self._pipeline).get(route)
+
+    def ask(self, route: str, *, anew: bool) -> None:
+        """Ask the daemon to count a route's source keys."""
+        with translating("target"):
+            self._connection.execute(self._in_schema(_ASK), (self._pipeline, route, anew))
+
+    def answer(self, route: str) -> Answer | None:
+        """What the daemon found, once it has."""
+        with translating("target"):
+            return control.read_answer(self._connection, self._schema, self._pipeline, route)
+
+    def asked(self, route: str) -> bool:
+        """Whether the daemon has still to do what it was asked for."""
+        with translating("target"):
+            return bool(self._connection.execute(self._in_schema(_ASKED), (self._pipeline, route)).fetchall())
+
+    def withdraw(self, route: str) -> None:
+        """Take back what was asked for, answered or not."""
+        with translating("target"):
+            self._connection.execute(self._in_schema(_WITHDRAW), (self._pipeline, route))
+
+    def _in_schema(self, statement: LiteralString) -> sql.Composed:
+        return sql.SQL(statement).format(sql.Identifier(self._schema))
 
     @contextmanager
     def route(self, route: Route, relation: Relation) -> Iterator[TargetComparison]:

@@ -14,7 +14,7 @@ from psycopg import sql
 from towline.errors import ControlTablesForeign, ControlTablesOld, NotSetUp
 from towline.key_sum import KeySum
 from towline.position import parse_lsn
-from towline.running_sums import NOT_RUNNING, Running
+from towline.running_sums import NOT_RUNNING, Answer, Running
 from towline.source import Identity
 from towline.target import Checkpoint, Counts, RouteState
 
@@ -49,9 +49,14 @@ SELECT route, hour, from_position::text, to_position::text,
 FROM {schema}.ledger WHERE pipeline = %s ORDER BY route, to_position, hour
 """
 
+_ANSWER = """
+SELECT keys, key_sum, total_keys, total_sum FROM {schema}.recount
+WHERE pipeline = %s AND route = %s AND position IS NOT NULL
+"""
+
 _RUNNING = """
-SELECT DISTINCT ON (route) route, key_form, total_keys, total_sum
-FROM {schema}.ledger WHERE pipeline = %s ORDER BY route, to_position DESC, applied_at DESC
+SELECT route, key_form, CASE WHEN state = 'streaming' THEN total_keys END, total_sum, xmin::text
+FROM {schema}.route_state WHERE pipeline = %s ORDER BY route
 """
 
 
@@ -154,9 +159,17 @@ def read_ledger(connection: psycopg.Connection[Any], schema: str, pipeline: str)
 def read_running(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> dict[str, Running]:
     """The running sums over source keys, as of the checkpoint. Raises NotSetUp."""
     return {
-        route: Running(_sum(keys, total), form)
-        for route, form, keys, total in _read(connection, _RUNNING, schema, pipeline)
+        route: Running(_sum(keys, total), form, version)
+        for route, form, keys, total, version in _read(connection, _RUNNING, schema, pipeline)
     }
+
+
+def read_answer(connection: psycopg.Connection[Any], schema: str, pipeline: str, route: str) -> Answer | None:
+    """What the daemon counted for who asked it to, once it has."""
+    row = connection.execute(_on(_ANSWER, schema), (pipeline, route)).fetchone()
+    if row is None or (counted := _sum(row[0], row[1])) is None:
+        return None
+    return Answer(route, counted, _sum(row[2], row[3]), anew=False)
 
 
 def _sum(keys: int | None, total: Decimal | None) -> KeySum | None:

@@ -56,6 +56,7 @@ CREATE TABLE IF NOT EXISTS {schema}.ledger (
 
 -- Sums over source keys, modulo 2^64 (key_sum.py says of what; key_form: in which form the keys were). Of the changes
 -- in the range: keys, key_sum, operation_sum; of all keys that the source has at to_position: total_keys, total_sum.
+-- What a route's running sum is at the checkpoint is in route_state; it counts while the route streams.
 ALTER TABLE {schema}.ledger
     ADD COLUMN IF NOT EXISTS key_form      text,
     ADD COLUMN IF NOT EXISTS keys          bigint,
@@ -63,6 +64,11 @@ ALTER TABLE {schema}.ledger
     ADD COLUMN IF NOT EXISTS operation_sum numeric(20),
     ADD COLUMN IF NOT EXISTS total_keys    bigint,
     ADD COLUMN IF NOT EXISTS total_sum     numeric(20);
+
+ALTER TABLE {schema}.route_state
+    ADD COLUMN IF NOT EXISTS key_form   text,
+    ADD COLUMN IF NOT EXISTS total_keys bigint,
+    ADD COLUMN IF NOT EXISTS total_sum  numeric(20);
 
 -- Routes whose source keys the daemon is asked to count. position: null, until it has; then the rest is what it found.
 -- anew: the running sum is to become what is counted; the daemon deletes the row when it has.

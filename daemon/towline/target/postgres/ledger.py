@@ -60,25 +60,23 @@ class Control:
         sums = ("keys", "key_sum", "operation_sum", "total_keys", "total_sum")
         summed = ", ".join(f"u.{name}" for name in ("key_form", *sums))
         some = "unnest($11::text[]), " + ", ".join(f"unnest(${place}::text[]::numeric[])" for place in range(12, 17))
-        # A count alone does not move the range on: `towline status` tells by its end whether the pipeline is idle.
-        last = (
-            "CASE WHEN u.seen > 0 THEN $3::pg_lsn ELSE coalesce((SELECT max(o.to_position) "
-            f"FROM {where}.ledger AS o WHERE o.pipeline = $1 AND o.route = u.route), $2::pg_lsn) END"
-        )
         alike = "CASE WHEN l.key_form = EXCLUDED.key_form THEN {} END"
         self._ledger = (
             f"INSERT INTO {where}.ledger AS l "
             f"(pipeline, route, hour, from_position, to_position, {names}, key_form, {', '.join(sums)}, applied_at) "
-            f"SELECT $1, u.route, date_trunc('hour', now()), least($2::pg_lsn, {last}), {last}, "
-            f"{columns}, {summed}, now() "
+            f"SELECT $1, u.route, date_trunc('hour', now()), $2::pg_lsn, $3::pg_lsn, {columns}, {summed}, now() "
             f"FROM ROWS FROM (unnest($4::text[]), {arrays}, {some}) AS u (route, {names}, key_form, {', '.join(sums)}) "
-            f"ON CONFLICT (pipeline, route, hour) DO UPDATE SET "
-            f"to_position = greatest(l.to_position, EXCLUDED.to_position), {added}, "
+            f"ON CONFLICT (pipeline, route, hour) DO UPDATE SET to_position = EXCLUDED.to_position, {added}, "
             f"keys = {alike.format('l.keys + EXCLUDED.keys')}, "
             f"key_sum = {alike.format(f'mod(l.key_sum + EXCLUDED.key_sum, {MODULUS})')}, "
             f"operation_sum = {alike.format(f'mod(l.operation_sum + EXCLUDED.operation_sum, {MODULUS})')}, "
             "key_form = EXCLUDED.key_form, total_keys = EXCLUDED.total_keys, total_sum = EXCLUDED.total_sum, "
             "applied_at = EXCLUDED.applied_at"
+        )
+        self._totals = (
+            f"UPDATE {where}.route_state AS s SET key_form = u.key_form, total_keys = u.keys::bigint, "
+            "total_sum = u.sum::numeric FROM ROWS FROM (unnest($2::text[]), unnest($3::text[]), unnest($4::text[]), "
+            "unnest($5::text[])) AS u (route, key_form, keys, sum) WHERE s.pipeline = $1 AND s.route = u.route"
         )
         self._asked = f"SELECT route, anew FROM {where}.recount WHERE pipeline = $1 AND position IS NULL"
         self._renewed = f"DELETE FROM {where}.recount WHERE pipeline = $1 AND route = $2 AND anew"
@@ -133,6 +131,11 @@ class Control:
         )
         columns = [list(column) for column in (*figures, *sums)]
         return self._ledger, (self._pipeline, format_lsn(begin), format_lsn(end), list(entries), *columns)
+
+    def totals(self, entries: Mapping[str, Entry]) -> tuple[str, tuple[object, ...]]:
+        """Writes the running sums."""
+        rows = [(route, entry.form, *_pair(entry.total)) for route, entry in entries.items()]
+        return self._totals, (self._pipeline, *(list(column) for column in zip(*rows, strict=True)))
 
     def asked(self) -> tuple[str, tuple[object, ...]]:
         """The routes that somebody wants counted, and whether the running sum is to be made anew."""

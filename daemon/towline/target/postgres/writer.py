@@ -29,6 +29,7 @@ import psycopg
 from towline.breaker import Breaker, Limits
 from towline.change import Piece, Relation
 from towline.errors import Fenced, NotSetUp, RowRefused, TargetUnavailable, TowlineError, TransactionRefused
+from towline.key_sum import NO_KEYS
 from towline.logs import event
 from towline.position import format_lsn, parse_lsn
 from towline.postgres.session import connect, translate
@@ -196,7 +197,10 @@ class PostgresTarget:
     def heartbeat(self) -> None:
         """See the contract."""
         with self._call():
-            self._connected().execute("SELECT 1")
+            if self._sums is not None:
+                self._ask()
+            else:
+                self._connected().execute("SELECT 1")
 
     def close(self) -> None:
         """See the contract."""
@@ -265,7 +269,9 @@ class PostgresTarget:
         if entries:
             # Constraints that were put off are checked here, where nothing is durable yet.
             executor.run("SET CONSTRAINTS ALL IMMEDIATE")
-            executor.run(*self._control.ledger(self._position, position, counts, entries), prepare=True)
+            if ranges := {route: entry for route, entry in entries.items() if entry.seen or entry.keys != NO_KEYS}:
+                executor.run(*self._control.ledger(self._position, position, counts, ranges), prepare=True)
+            executor.run(*self._control.totals(entries), prepare=True)
         for answer in self.sums.answers:
             executor.run(*self._control.answer(answer, position))
         quarantine = applier.quarantine
@@ -357,12 +363,17 @@ class PostgresTarget:
         position, asked = held.rows[0]
         self._position = parse_lsn(position or "")
         if asked == "t":
-            wanted = executor.run(*self._control.asked())
-            executor.sync()
-            self.sums.ask({route or "": anew == "t" for route, anew in wanted.rows})
+            self._ask()
         if not replaying:
             applier.begin()
             self.sums.begin()
+
+    def _ask(self) -> None:
+        """See for which routes somebody wants the keys counted."""
+        executor = self._executing()
+        wanted = executor.run(*self._control.asked())
+        executor.sync()
+        self.sums.ask({route or "": anew == "t" for route, anew in wanted.rows})
 
     def _finish(self, executor: Executor, position: int, commit_time: datetime | None) -> None:
         """Move the checkpoint and commit. The checkpoint is held, and so is its epoch: only the position can be

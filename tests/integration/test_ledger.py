@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
@@ -79,6 +80,10 @@ def await_applied(line: Line) -> None:
     until(lambda: parse_lsn(str(line.at_hub("SELECT position FROM towline.checkpoint")[0][0])) >= end, 30.0)
 
 
+#: Every session that writes has a range of keys for itself.
+_ranges = itertools.count(1)
+
+
 @contextmanager
 def writing(dsn: str, sessions: int = 3) -> Iterator[None]:
     """Sessions that insert, delete, rekey and update, in transactions of several statements, some of them slow."""
@@ -87,7 +92,7 @@ def writing(dsn: str, sessions: int = 3) -> Iterator[None]:
     def body(number: int) -> None:
         chosen = random.Random(number)
         with psycopg.connect(dsn) as connection:
-            made = 10_000 * (number + 1)
+            made = 10_000 * next(_ranges)
             while not stop.is_set():
                 made += 1
                 old = chosen.randrange(1, 3001)

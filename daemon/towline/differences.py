@@ -91,12 +91,12 @@ class RouteReport:
             yield f"{self.route}: not compared, its first copy is not complete ({self.state})"
             return
         found = f"missing {self.missing}, extra {self.extra}, different {self.different}"
+        if self.checksum is not None:
+            found += f", checksum {self.checksum}"
         rate = f"{self.rows / self.seconds:,.0f} rows/s" if self.seconds > 0 else ""
         yield f"{self.route}: {_rows(self.rows)}, {found} ({self.seconds:.1f} s, {rate})"
         if self.checksum is Keys.DIFFER:
             yield f"  {ChecksumDiffers.code}: the source's keys are not those that the ledger adds up to"
-        elif self.checksum is not None:
-            yield f"  checksum of the source's keys: {self.checksum}"
         if self.unsettled:
             yield f"  {_rows(self.unsettled)} kept changing, not verified"
         if self.quarantined:
@@ -110,7 +110,7 @@ class RouteReport:
             yield f"  {sample.kind} ({key})" + (f" in {', '.join(sample.columns)}" if sample.columns else "")
 
 
-_SAID = {Keys.DIFFER: "differ", Keys.UNSETTLED: "kept changing", Keys.UNKNOWN: "not established"}
+_SAID = {Keys.DIFFER: "differ", Keys.UNSETTLED: "kept changing"}
 
 
 def _rows(count: int) -> str:
@@ -165,7 +165,7 @@ class Report:
             text += f", {self.unsettled} kept changing"
         if self.quarantined:
             text += f", {self.quarantined} in quarantine"
-        for keys in (Keys.DIFFER, Keys.UNSETTLED, Keys.UNKNOWN):
+        for keys in (Keys.DIFFER, Keys.UNSETTLED):
             if count := sum(route.checksum is keys for route in self.routes):
                 text += f"; {count} of {len(self.routes)} checksums {_SAID[keys]}"
         left_out = sum(route.state != "streaming" for route in self.routes)

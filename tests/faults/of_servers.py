@@ -223,7 +223,7 @@ def _hang_nap(trial: Trial) -> None:
 
 
 def slot_dropped(trial: Trial) -> None:
-    """Somebody drops the slot: the pipeline halts. The remedy is that of the error: copy everything again."""
+    """Somebody drops the slot: the pipeline halts. The remedy is `towline resync`."""
     drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
     trial.daemon.signal(signal.SIGSTOP)
     end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()"
@@ -234,7 +234,7 @@ def slot_dropped(trial: Trial) -> None:
     trial.go()
     trial.halted("TL-304")
     trial.write_all()
-    trial.copy_again()
+    trial.resync()
     trial.over()
     trial.start()
 
@@ -266,7 +266,7 @@ FAULTS = (
     Fault("source-frozen", SOURCE, "the walsender is stopped (SIGSTOP) while all is written",
           freeze("source", WALSENDER)),
     Fault("source-timeout", SOURCE, "the daemon is stopped for longer than wal_sender_timeout", timed_out),
-    Fault("source-slot-dropped", SOURCE, "the slot is dropped: halts (TL-304); then the remedy", slot_dropped,
+    Fault("source-slot-dropped", SOURCE, "the slot is dropped: halts (TL-304), then `towline resync`", slot_dropped,
           NOT_VERIFYING),
     Fault("target-restart", TARGET, "restarts (fast)", restart("target", fast),
           plugins=ANY),

@@ -1,18 +1,39 @@
-"""A process of the daemon, or of verify, whose strings the harness holds: see `tests.fault.strings`."""
+"""A process of the daemon, or of verify, whose strings the harness holds: see `tests.fault.strings`.
+
+The processes are forked by a server that has imported everything (multiprocessing's): a fresh interpreter would spend
+most of a trial's time on imports.
+"""
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import queue
 import signal
-import subprocess
 import sys
 import threading
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 
 from tests.support.wait import until
 
-ROOT = Path(__file__).parents[2]
+DAEMON, VERIFY = "tests.fault.daemon", "tests.faults.verifier"
+
+_forking = multiprocessing.get_context("forkserver")
+_forking.set_forkserver_preload([DAEMON, VERIFY])
+
+
+def _become(module: str, arguments: list[str], log: str, *pipes: DupFd) -> None:
+    """In the new process: run a module's ``main``, with its standard streams in the harness's hands."""
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 2)
+    for place, pipe in enumerate(pipes):
+        descriptor = pipe.detach()  # type: ignore[attr-defined]
+        os.dup2(descriptor, place)
+        os.close(descriptor)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 (for as long as the process lives)
+    sys.exit(importlib.import_module(module).main(arguments))
 
 
 class Puppet:
@@ -20,17 +41,19 @@ class Puppet:
 
     def __init__(self, module: str, config: Path, log: Path, pause: tuple[str, int] | None = None) -> None:
         self._log = log
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
         at = [pause[0], str(pause[1])] if pause is not None else []
-        with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", module, str(config), "--strings", *at],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-            )
+        log.touch()
+        told, self._commands = os.pipe()
+        heard, said = os.pipe()
+        self.process = _forking.Process(
+            target=_become,
+            args=(module, [str(config), "--strings", *at], str(log), DupFd(told), DupFd(said)),
+            daemon=True,
+        )
+        self.process.start()
+        os.close(told)
+        os.close(said)
+        self._heard = os.fdopen(heard, "r")
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, name="puppet", daemon=True)
         self._listener.start()
@@ -47,7 +70,7 @@ class Puppet:
 
     def go(self) -> None:
         """Let it go on, if it waits."""
-        if self.process.poll() is None:
+        if self.alive:
             self._tell("go")
 
     def clock(self, seconds: float, timeout: float = 20.0) -> None:
@@ -60,9 +83,7 @@ class Puppet:
         self._tell(f"spoil {table} {how}")
 
     def _tell(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
-        self.process.stdin.flush()
+        os.write(self._commands, line.encode() + b"\n")
 
     def _await(self, word: str, timeout: float) -> str:
         try:
@@ -73,9 +94,8 @@ class Puppet:
         return answer.removeprefix(word).strip()
 
     def _listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._answers.put(line.decode().strip())
+        for line in self._heard:
+            self._answers.put(line.strip())
         self._answers.put("")
 
     # ---- the process -----------------------------------------------------------------------------------------
@@ -83,7 +103,7 @@ class Puppet:
     @property
     def alive(self) -> bool:
         """Whether the process is there."""
-        return self.process.poll() is None
+        return self.process.is_alive()
 
     def log(self) -> str:
         """What it has written, the last of it."""
@@ -104,28 +124,25 @@ class Puppet:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process."""
-        self.process.send_signal(number)
+        assert self.process.pid is not None
+        if self.alive:
+            os.kill(self.process.pid, number)
 
     def await_exit(self, timeout: float = 60.0) -> int:
         """The exit code; negative for a signal."""
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it did not end within {timeout:g} s:\n{self.log()}") from None
+        self.process.join(timeout)
+        code = self.process.exitcode
+        assert code is not None, f"it did not end within {timeout:g} s:\n{self.log()}"
+        return code
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end. May be called twice."""
-        if self.alive:
-            self.signal(signal.SIGCONT)
-            self.process.kill()
-        self.process.wait()
+        self.process.kill()
+        self.process.join()
         self._listener.join()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue
+        if not self._heard.closed:
+            self._heard.close()
+            os.close(self._commands)
 
     def stop(self) -> None:
         """SIGTERM: it must end by itself within 10 s, with exit code 0."""

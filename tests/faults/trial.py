@@ -18,10 +18,10 @@ from tests.faults import verifier, workload
 from tests.faults.accounts import Account, Mark, account, mark
 from tests.faults.bench import Bench
 from tests.faults.phases import Phase
-from tests.faults.puppet import Puppet
+from tests.faults.puppet import DAEMON, VERIFY, Puppet
 from tests.support.proxy import Proxy
 from tests.support.wait import until
-from towline import plan
+from towline import plan, resync
 from towline.config import load
 from towline.demo.server import Server
 from towline.errors import Action
@@ -61,7 +61,6 @@ class Trial:
         self._over: tuple[float, int] | None = None
         self._seconds = 0.0
         self._entries = 0
-        self._repair = False
         self.verified = True
 
     # ---- for faults ------------------------------------------------------------------------------------------
@@ -88,7 +87,7 @@ class Trial:
     def start(self, pause: tuple[str, int] | None = None) -> Puppet:
         """Start a daemon."""
         log = self._directory / f"daemon-{len(self.puppets)}.log"
-        self.puppets.append(Puppet("tests.fault.daemon", self._path, log, pause))
+        self.puppets.append(Puppet(DAEMON, self._path, log, pause))
         return self.daemon
 
     def go(self) -> None:
@@ -135,14 +134,11 @@ class Trial:
         with plan.prepare(load(self._path)) as prepared:
             plan.apply(prepared, lambda step: None)
 
-    def copy_again(self) -> None:
-        """The way on from a lost slot: forget the checkpoint, and have everything copied again.
-
-        Rows that were deleted meanwhile stay at the target until `towline verify --repair`.
-        """
-        self.at("target", "DELETE FROM towline.checkpoint")
-        self.apply()
-        self._since, self._repair = None, True
+    def resync(self) -> None:
+        """`towline resync`: everything is copied again, over what is there. No figure of the ledger is known then."""
+        with plan.prepare(load(self._path), applied=True) as prepared:
+            resync.execute(prepared, resync.plan(prepared), lambda line: None)
+        self._since = None
 
     def halted(self, code: str) -> None:
         """The daemon must end by itself, saying that a person must act, with that code."""
@@ -214,7 +210,7 @@ class Trial:
         if self.phase is Phase.VERIFYING:
             at = (verifier.POINT, self.random.randint(1, 8))
             log = self._directory / "verify.log"
-            self.verifier = Puppet("tests.faults.verifier", self._path, log, at)
+            self.verifier = Puppet(VERIFY, self._path, log, at)
             self._writer.start()
             self.verifier.await_paused(PATIENCE)
             return
@@ -227,10 +223,14 @@ class Trial:
         """Wait until every table is copied, and all that the source has is durable at the target."""
         end = parse_lsn(str(self.at("source", "SELECT pg_current_wal_flush_lsn()")[0][0]))
         until(
-            lambda: self.position() >= end and self._copied(),
+            lambda: self._ended() or (self.position() >= end and self._copied()),
             PATIENCE,
             lambda: f"the target to reach {end:X}, is at {self.position():X}: {self.daemon.log()}",
         )
+        assert not self._ended(), f"no daemon is left: {self.daemon.log()}"
+
+    def _ended(self) -> bool:
+        return not any(puppet.alive for puppet in self.puppets)
 
     def _copied(self) -> bool:
         return self.at("target", "SELECT bool_and(state = 'streaming') FROM towline.route_state") == [(True,)]
@@ -238,7 +238,10 @@ class Trial:
     def _recover(self) -> None:
         assert self._over is not None
         since, end = self._over
-        until(lambda: self.position() >= end, PATIENCE, lambda: f"no recovery: {self.daemon.log()}")
+        recovered = until(
+            lambda: self._ended() or self.position() >= end, PATIENCE, lambda: f"no recovery: {self.daemon.log()}"
+        )
+        assert recovered and not self._ended(), f"no daemon is left: {self.daemon.log()}"
         self._seconds = time.monotonic() - since
 
     def _end_verifier(self) -> None:
@@ -258,9 +261,6 @@ class Trial:
             if puppet.alive:
                 puppet.stop()
         self._never_ahead()
-        if self._repair:
-            with plan.prepare(load(self._path)) as prepared:
-                verify(prepared, repair=True)
         with psycopg.connect(self.source) as source, psycopg.connect(self.hub) as hub:
             taken = account(source, hub, self._since)
         with plan.prepare(load(self._path)) as prepared:

@@ -1,7 +1,7 @@
 """Runs the fault matrix: `make faults`.
 
     python -m tests.faults [--cell FAULT[/PHASE[/PLUGIN]]]... [--seed N] [--runs N] [--workers N] [--minutes N]
-        [--page FILE]
+        [--page FILE] [--results FILE]
 
 Without ``--cell`` all cells are run and docs/RELIABILITY.md is written. Exit code 1: some trial was not as it must be.
 """
@@ -26,7 +26,8 @@ import psycopg
 from tests.faults.bench import Bench
 from tests.faults.matrix import Cell, cells
 from tests.faults.page import Run, write
-from tests.faults.results import Result, Sum
+from tests.faults.phases import PLUGINS
+from tests.faults.results import Kept, Result, Sum
 from tests.faults.trial import Trial
 from towline.demo.scratch import Scratch
 from towline.demo.server import ServerFailed
@@ -40,7 +41,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "RELIABILITY.md"
 class Runner:
     """Takes trials from a queue, in as many threads as there are workers, each with servers of its own."""
 
-    def __init__(self, directory: Path, wanted: Sequence[tuple[Cell, int]], minutes: float) -> None:
+    def __init__(self, directory: Path, wanted: Sequence[tuple[Cell, int]], minutes: float, kept: Kept) -> None:
+        self._kept = kept
         self._directory = directory
         self._queue: queue.SimpleQueue[tuple[Cell, int]] = queue.SimpleQueue()
         for each in wanted:
@@ -75,6 +77,7 @@ class Runner:
     def _done(self, result: Result) -> None:
         with self._lock:
             self.results.append(result)
+            self._kept.add(result)
             state = "ok  " if result.right else "FAIL"
             print(
                 f"{state} {len(self.results)}/{self._count} {result.cell} seed {result.seed}: {result.carried:,} rows, "
@@ -88,7 +91,7 @@ class Runner:
 def tried(bench: Bench, directory: Path, cell: Cell, seed: int) -> Result:
     """Run one trial; what goes wrong is in the result."""
     try:
-        outcome = Trial(bench, directory, cell.phase, cell.plugin, seed).run(cell.fault.hit)
+        outcome = Trial(bench, directory, cell.phase, cell.plugin, seed, cell.fault.options).run(cell.fault.hit)
     except AssertionError as error:
         return Result(cell.name, seed, failure=str(error) or "an assertion without a message")
     except FAILURES:
@@ -114,25 +117,30 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=2, help="trials at a time, each with servers of its own")
     parser.add_argument("--minutes", type=float, default=120.0, help="begin no trial later than that")
     parser.add_argument("--page", type=Path, help="write the page there")
+    parser.add_argument("--results", type=Path, help="keep results there; those that are there are not run again")
     options = parser.parse_args(arguments)
+    kept = Kept(options.results)
+    before = kept.read()
     seeds = tuple(range(options.seed, options.seed + options.runs))
     chosen = [cell for cell in cells(options.cell) if not cell.fault.root or os.geteuid() == 0]
     if not chosen:
         parser.error("no cell is of that name: FAULT, FAULT/PHASE or FAULT/PHASE/PLUGIN")
-    wanted = [(cell, seed) for seed in seeds for cell in chosen]
+    there = {(result.cell, result.seed) for result in before}
+    wanted = [(cell, seed) for seed in seeds for cell in chosen if (cell.name, seed) not in there]
+    wanted.sort(key=lambda each: (each[1], PLUGINS.index(each[0].plugin)))
     begun = time.monotonic()
     with Scratch() as directory:
-        runner = Runner(directory, wanted, options.minutes)
+        runner = Runner(directory, wanted, options.minutes, kept)
         runner.run(options.workers)
-    results, minutes = runner.results, (time.monotonic() - begun) / 60
+    results, minutes = before + runner.results, (time.monotonic() - begun) / 60
     total = Sum.of(results)
     print(
-        f"{total.runs} of {len(wanted)} trials in {minutes:.1f} minutes: {total.carried:,} rows, {total.lost} lost, "
-        f"{total.doubled} doubled, {total.failures} not as they must be"
+        f"{len(runner.results)} of {len(wanted)} trials in {minutes:.1f} minutes: {total.carried:,} rows, {total.lost} lost, "
+        f"{total.doubled} doubled, {total.failures} not as they must be (of all {total.runs} results)"
     )
     path = options.page or (PAGE if not options.cell else None)
     if path is not None:
-        left_out = "the time was up" if len(results) < len(wanted) else "it needs root" if os.geteuid() else ""
+        left_out = "the time was up" if len(runner.results) < len(wanted) else "it needs root" if os.geteuid() else ""
         run = Run(
             date=datetime.now(UTC).date().isoformat(),
             version=version("towline"),
@@ -143,7 +151,7 @@ def main(arguments: Sequence[str]) -> int:
             left_out=left_out,
         )
         write(path, run, results)
-    return 1 if total.failures or len(results) < len(wanted) else 0
+    return 1 if total.failures or len(runner.results) < len(wanted) else 0
 
 
 if __name__ == "__main__":

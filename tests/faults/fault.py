@@ -13,6 +13,7 @@ REASONS: Mapping[str, str] = {
     "a": "the phase has no such message: what is cut here belongs to another phase",
     "b": "it would not meet verify, only the daemon: that is what the other columns show",
     "c": "the target does not know by which plugin the rows came: tried with pgoutput",
+    "e": "PostgreSQL sends transactions that are under way with pgoutput only",
     "d": "the kills at random do not keep to a phase: they are tried from the start of the others",
 }
 
@@ -23,7 +24,8 @@ class Fault:
 
     ``hit`` puts it in while someone waits at the phase's point, lets that go on (`Trial.go`), ends it and says so
     (`Trial.over`). ``empty``: the phases in which there is nothing to try, with the mark of `REASONS`. ``plugins``: for
-    which it is tried; the cells of others have the mark ``c``. ``root``: it needs to mount a file system.
+    which it is tried; the cells of others have the mark ``other_plugins``. ``options``: what the pipeline file says
+    under ``defaults``. ``root``: it needs to mount a file system.
     """
 
     name: str
@@ -32,10 +34,12 @@ class Fault:
     hit: Callable[[Trial], None]
     empty: Mapping[Phase, str] = field(default_factory=dict)
     plugins: tuple[str, ...] = PLUGINS
+    other_plugins: str = "c"
+    options: str = ""
     root: bool = False
 
     def reason(self, phase: Phase, plugin: str) -> str:
         """The mark of a cell that is empty; "" for one that is to be run."""
         if plugin not in self.plugins:
-            return "c"
+            return self.other_plugins
         return self.empty.get(phase, "")

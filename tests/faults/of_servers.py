@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -15,6 +13,7 @@ import psycopg
 from tests.faults.fault import Fault
 from tests.faults.of_lines import ROWS
 from tests.faults.phases import Phase
+from tests.faults.settings import setting
 from tests.faults.trial import PATIENCE, Trial
 from tests.support.wait import until
 from tests.support.wire import Trap
@@ -86,7 +85,7 @@ def freeze(side: str, which: str = "true") -> Callable[[Trial], None]:
 def timed_out(trial: Trial) -> None:
     """The daemon is frozen for longer than wal_sender_timeout: the source ends the stream."""
     trial.daemon.signal(signal.SIGSTOP)
-    with _setting(trial.source_server, "wal_sender_timeout", "'1s'"):
+    with setting(trial.source_server, "wal_sender_timeout", "'1s'"):
         until(lambda: not trial.sessions("source", WALSENDER), PATIENCE)
     trial.daemon.signal(signal.SIGCONT)
     trial.over()
@@ -95,23 +94,10 @@ def timed_out(trial: Trial) -> None:
 def read_only(trial: Trial) -> None:
     """The target takes no writes, until the daemon has noticed."""
     server = trial.target_server
-    with _setting(server, "default_transaction_read_only", "on"):
+    with setting(server, "default_transaction_read_only", "on"):
         trial.go()
         trial.daemon.await_logged(UNAVAILABLE["target"])
     trial.over()
-
-
-@contextmanager
-def _setting(server: Server, name: str, value: str) -> Iterator[None]:
-    """A setting of the server that sessions take over at once."""
-    with psycopg.connect(server.dsn(options="-c default_transaction_read_only=off"), autocommit=True) as connection:
-        connection.execute(f"ALTER SYSTEM SET {name} = {value}".encode())
-        connection.execute("SELECT pg_reload_conf()")
-        try:
-            yield
-        finally:
-            connection.execute(f"ALTER SYSTEM RESET {name}".encode())
-            connection.execute("SELECT pg_reload_conf()")
 
 
 def disk_full(trial: Trial) -> None:
@@ -198,28 +184,12 @@ def cancel(trial: Trial) -> None:
 
 
 def slow(trial: Trial) -> None:
-    """Each row takes the target a few milliseconds more."""
-    trial.stack.enter_context(_napping(trial))
+    """Each row takes the target a few milliseconds more, while the source writes all the rest."""
+    trial.hook("PERFORM pg_catalog.pg_sleep(0.003); RETURN NEW;")
     trial.go()
     trial.write_all()
+    trial.hook("RETURN NEW;")
     trial.over()
-
-
-@contextmanager
-def _napping(trial: Trial) -> Iterator[None]:
-    body = "BEGIN PERFORM pg_catalog.pg_sleep(0.003); RETURN NULL; END"
-    trial.at("target", f"CREATE FUNCTION audit.nap() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
-    thread = threading.Thread(target=_hang_nap, args=(trial,), name="nap")
-    thread.start()
-    yield
-    thread.join(PATIENCE)
-
-
-def _hang_nap(trial: Trial) -> None:
-    # It waits for the transaction in hand.
-    trial.at(
-        "target", "CREATE TRIGGER nap AFTER INSERT OR UPDATE ON replica.sale FOR EACH ROW EXECUTE FUNCTION audit.nap()"
-    )
 
 
 def slot_dropped(trial: Trial) -> None:

@@ -15,6 +15,7 @@ import sys
 import threading
 from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import Any
 
 from tests.support.wait import until
 
@@ -24,12 +25,12 @@ _forking = multiprocessing.get_context("forkserver")
 _forking.set_forkserver_preload([DAEMON, VERIFY])
 
 
-def _become(module: str, arguments: list[str], log: str, *pipes: DupFd) -> None:
-    """In the new process: run a module's ``main``, with its standard streams in the harness's hands."""
+def _become(module: str, arguments: list[str], log: str, *pipes: Any) -> None:
+    """In the new process: run a module's ``main``. ``pipes``: DupFd, for its standard input and output."""
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 2)
     for place, pipe in enumerate(pipes):
-        descriptor = pipe.detach()  # type: ignore[attr-defined]
+        descriptor = pipe.detach()
         os.dup2(descriptor, place)
         os.close(descriptor)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 (for as long as the process lives)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,25 @@ class Result:
     def replay(self) -> str:
         """The command that runs it again."""
         return f'make faults FAULTS_ARGS="--cell {self.cell} --seed {self.seed}"'
+
+
+class Kept:
+    """Results in a file, a line of JSON each, so that a run that was interrupted can go on. None for no file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def read(self) -> list[Result]:
+        """What is there."""
+        if self._path is None or not self._path.exists():
+            return []
+        return [Result(**json.loads(line)) for line in self._path.read_text("utf-8").splitlines()]
+
+    def add(self, result: Result) -> None:
+        """Append one."""
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(result)) + "\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from tests.faults.phases import Phase
 from tests.faults.puppet import DAEMON, VERIFY, Puppet
 from tests.support.proxy import Proxy
 from tests.support.wait import until
-from towline import plan, resync
+from towline import plan, quarantine, resync
 from towline.config import load
 from towline.demo.server import Server
 from towline.errors import Action
@@ -45,8 +45,9 @@ class Outcome:
 class Trial:
     """What a fault may touch. Lines lead through proxies; the harness itself goes to the servers directly."""
 
-    def __init__(self, bench: Bench, directory: Path, phase: Phase, plugin: str, seed: int) -> None:
+    def __init__(self, bench: Bench, directory: Path, phase: Phase, plugin: str, seed: int, options: str = "") -> None:
         self.bench = bench
+        self._options = options
         self.phase = phase
         self.plugin = plugin
         self.random = random.Random(seed)
@@ -134,6 +135,16 @@ class Trial:
         with plan.prepare(load(self._path)) as prepared:
             plan.apply(prepared, lambda step: None)
 
+    def hook(self, body: str) -> None:
+        """What the target does with each row that is inserted or updated, from now on: PL/pgSQL that returns it."""
+        replace = "CREATE OR REPLACE FUNCTION audit.hook() RETURNS trigger LANGUAGE plpgsql AS "
+        self.at("target", f"{replace}$hook$ BEGIN {body} END $hook$")
+
+    def retry_quarantined(self) -> None:
+        """`towline quarantine retry --all`."""
+        with plan.prepare(load(self._path), applied=True) as prepared:
+            quarantine.retry(prepared)
+
     def resync(self) -> None:
         """`towline resync`: everything is copied again, over what is there. No figure of the ledger is known then."""
         with plan.prepare(load(self._path), applied=True) as prepared:
@@ -193,7 +204,7 @@ class Trial:
             f'source: {{kind: postgres, dsn: "{source}", plugin: {self.plugin}, slot: {slot}, publication: {slot}}}\n'
             f'target: {{kind: postgres, dsn: "{target}"}}\n'
             "batch: {max_rows: 220}\nsnapshot: {chunk_rows: 250}\ncheckpoint_seconds: 0.5\nweb: {port: 0}\n"
-            f"log: {{level: debug}}\n{workload.ROUTES}"
+            f"defaults: {{{self._options}}}\nlog: {{level: debug}}\n{workload.ROUTES}"
         )
 
     def _reach(self) -> None:
@@ -220,7 +231,7 @@ class Trial:
         self.daemon.await_paused(PATIENCE)
 
     def await_rest(self) -> None:
-        """Wait until every table is copied, and all that the source has is durable at the target."""
+        """Wait until every table is copied (and swept), and all that the source has is durable at the target."""
         end = parse_lsn(str(self.at("source", "SELECT pg_current_wal_flush_lsn()")[0][0]))
         until(
             lambda: self._ended() or (self.position() >= end and self._copied()),
@@ -233,7 +244,9 @@ class Trial:
         return not any(puppet.alive for puppet in self.puppets)
 
     def _copied(self) -> bool:
-        return self.at("target", "SELECT bool_and(state = 'streaming') FROM towline.route_state") == [(True,)]
+        return self.at("target", "SELECT bool_and(state = 'streaming' AND NOT sweep) FROM towline.route_state") == [
+            (True,)
+        ]
 
     def _recover(self) -> None:
         assert self._over is not None

@@ -1,0 +1,125 @@
+"""Faults of what is replicated: rows that the target refuses, large transactions that are struck half-way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+
+from tests.faults.fault import Fault
+from tests.faults.phases import PLUGINS, Phase
+from tests.faults.settings import setting
+from tests.faults.trial import PATIENCE, Trial
+from tests.support.wait import until
+
+REFUSED, LARGE = "Rows that the target refuses", "Large transactions under way"
+ROWS = 5000
+
+
+def refuse(trial: Trial, condition: str) -> None:
+    """From now on the target refuses rows of the journal: those for which that is true of ``NEW``."""
+    trial.hook(
+        f"IF TG_TABLE_NAME = 'journal' AND {condition} THEN RAISE EXCEPTION 'no' USING ERRCODE = 'check_violation'; "
+        "END IF; RETURN NEW;"
+    )
+
+
+def set_aside(trial: Trial) -> None:
+    """Some rows are refused, until all is written; then they are retried."""
+    every = 25 if trial.phase is Phase.SNAPSHOT else 10
+    refuse(trial, f"NEW.id % {every} = 3")
+    trial.go()
+    trial.write_all()
+    trial.await_rest()
+    aside = trial.at("target", "SELECT count(*) FROM towline.quarantine WHERE state = 'open'")[0][0]
+    assert aside, "nothing was refused"
+    trial.hook("RETURN NEW;")
+    trial.over()
+    trial.retry_quarantined()
+    assert not trial.at("target", "SELECT FROM towline.quarantine WHERE state = 'open'"), "something is still refused"
+
+
+def killed_with_some_aside(trial: Trial) -> None:
+    """The same, with the daemon killed where it waits and another one setting them aside."""
+    trial.daemon.kill()
+    trial.start()
+    set_aside(trial)
+
+
+def flooded(trial: Trial) -> None:
+    """All rows are refused: the pipeline halts, and sets none of that batch aside. Then the target takes them again."""
+    refuse(trial, "NEW.id > 1000000")
+    trial.at("source", "INSERT INTO journal SELECT n, 1 FROM generate_series(1000001, 1000400) n")
+    trial.go()
+    trial.halted("TL-408")
+    assert not trial.at("target", "SELECT FROM towline.quarantine"), "the quarantine was flooded"
+    trial.hook("RETURN NEW;")
+    trial.start()
+    trial.over()
+
+
+def kill(trial: Trial) -> None:
+    """SIGKILL, and another one is started."""
+    trial.daemon.kill()
+    trial.start()
+
+
+def cut(trial: Trial) -> None:
+    """The lines to the source are reset."""
+    trial.proxies["source"].cut()
+    trial.go()
+
+
+def large(strike: Callable[[Trial], None]) -> Callable[[Trial], None]:
+    """A transaction that the source sends while it is under way: struck in the phase, as it is told."""
+
+    def hit(trial: Trial) -> None:
+        with (
+            setting(trial.source_server, "logical_decoding_work_mem", "'64kB'"),
+            psycopg.connect(trial.source) as connection,
+        ):
+            connection.execute("INSERT INTO journal SELECT n, 1 FROM generate_series(1000001, %s) n", (1000000 + ROWS,))
+            connection.execute("SAVEPOINT one")
+            connection.execute("UPDATE journal SET amount = 2 WHERE id > 1000000")
+            connection.execute("ROLLBACK TO one")
+            trial.go()
+            until(lambda: _streamed(trial), PATIENCE, trial.daemon.log)
+            if trial.phase not in (Phase.SNAPSHOT, Phase.STREAMING):
+                trial.daemon.pause_at("within-transaction", trial.random.randint(1, 5))
+            else:
+                strike(trial)
+            connection.commit()
+            if trial.phase not in (Phase.SNAPSHOT, Phase.STREAMING):
+                trial.daemon.await_paused(PATIENCE)
+                if trial.phase is not Phase.APPLYING:
+                    trial.daemon.pause_at({Phase.COMMITTING: "committing"}.get(trial.phase, "committed"), 1)
+                    trial.daemon.go()
+                    trial.daemon.await_paused(PATIENCE)
+                strike(trial)
+            trial.over()
+
+    return hit
+
+
+def _streamed(trial: Trial) -> bool:
+    """Whether the source has sent parts of a transaction that is under way."""
+    slots = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
+    sent = f"SELECT FROM pg_stat_replication_slots WHERE stream_bytes > 0 AND slot_name IN ({slots})"
+    return bool(trial.at("source", sent))
+
+
+NOT_VERIFYING = {Phase.VERIFYING: "b"}
+ONE = PLUGINS[:1]
+QUARANTINE = "on_error: quarantine"
+FAULTS = (
+    Fault("row-refused", REFUSED, "some rows are refused (`on_error: quarantine`), then retried", set_aside,
+          NOT_VERIFYING, options=QUARANTINE),
+    Fault("row-refused-kill", REFUSED, "the same, with a SIGKILL at the point", killed_with_some_aside,
+          NOT_VERIFYING, options=QUARANTINE),
+    Fault("row-flood", REFUSED, "hundreds are refused: halts (TL-408), then the target takes them", flooded,
+          NOT_VERIFYING, options=QUARANTINE),
+    Fault("large-kill", LARGE, f"{ROWS:,} rows, SIGKILL while they are streamed, applied or committed", large(kill),
+          NOT_VERIFYING, plugins=ONE, other_plugins="e"),
+    Fault("large-cut", LARGE, f"{ROWS:,} rows, the line to the source is cut", large(cut),
+          NOT_VERIFYING, plugins=ONE, other_plugins="e"),
+)  # fmt: skip

@@ -91,7 +91,9 @@ class Runner:
 def tried(bench: Bench, directory: Path, cell: Cell, seed: int) -> Result:
     """Run one trial; what goes wrong is in the result."""
     try:
-        outcome = Trial(bench, directory, cell.phase, cell.plugin, seed, cell.fault.options).run(cell.fault.hit)
+        outcome = Trial(bench, directory, cell.phase, cell.plugin, seed, cell.fault.options, cell.fault.standby).run(
+            cell.fault.hit
+        )
     except AssertionError as error:
         return Result(cell.name, seed, failure=str(error) or "an assertion without a message")
     except FAILURES:
@@ -135,8 +137,8 @@ def main(arguments: Sequence[str]) -> int:
     results, minutes = before + runner.results, (time.monotonic() - begun) / 60
     total = Sum.of(results)
     print(
-        f"{len(runner.results)} of {len(wanted)} trials in {minutes:.1f} minutes: {total.carried:,} rows, {total.lost} lost, "
-        f"{total.doubled} doubled, {total.failures} not as they must be (of all {total.runs} results)"
+        f"{len(runner.results)} of {len(wanted)} trials in {minutes:.1f} minutes; all {total.runs} results: "
+        f"{total.carried:,} rows, {total.lost} lost, {total.doubled} doubled, {total.failures} not as they must be"
     )
     path = options.page or (PAGE if not options.cell else None)
     if path is not None:

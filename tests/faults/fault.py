@@ -14,6 +14,8 @@ REASONS: Mapping[str, str] = {
     "b": "it would not meet verify, only the daemon: that is what the other columns show",
     "c": "the target does not know by which plugin the rows came: tried with pgoutput",
     "e": "PostgreSQL sends transactions that are under way with pgoutput only",
+    "f": "not tried: the standby has no copy of the slot yet, or verify ends with the server that it reads from",
+    "g": "the source for wal2json is PostgreSQL 15, and slots are copied to standbys from 17 on",
     "d": "the kills at random do not keep to a phase: they are tried from the start of the others",
 }
 
@@ -25,7 +27,7 @@ class Fault:
     ``hit`` puts it in while someone waits at the phase's point, lets that go on (`Trial.go`), ends it and says so
     (`Trial.over`). ``empty``: the phases in which there is nothing to try, with the mark of `REASONS`. ``plugins``: for
     which it is tried; the cells of others have the mark ``other_plugins``. ``options``: what the pipeline file says
-    under ``defaults``. ``root``: it needs to mount a file system.
+    under ``defaults``. ``standby``: its source has one, with a copy of the slot. ``root``: it mounts a file system.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Fault:
     plugins: tuple[str, ...] = PLUGINS
     other_plugins: str = "c"
     options: str = ""
+    standby: bool = False
     root: bool = False
 
     def reason(self, phase: Phase, plugin: str) -> str:

@@ -19,17 +19,21 @@ from tests.faults.accounts import Account, Mark, account, mark
 from tests.faults.bench import Bench
 from tests.faults.phases import Phase
 from tests.faults.puppet import DAEMON, VERIFY, Puppet
+from tests.support.databases import create_database
+from tests.support.pair import pair
 from tests.support.proxy import Proxy
 from tests.support.wait import until
 from towline import plan, quarantine, resync
 from towline.config import load
+from towline.demo.programs import embedded_bindir
 from towline.demo.server import Server
 from towline.errors import Action
 from towline.position import parse_lsn
 from towline.verify import verify
 
 TRANSACTIONS = 60
-PATIENCE = 60.0
+#: Seconds until something that must happen counts as not happening: long, since the machine may have other work.
+PATIENCE = 150.0
 
 _numbers = itertools.count(1)
 
@@ -45,9 +49,22 @@ class Outcome:
 class Trial:
     """What a fault may touch. Lines lead through proxies; the harness itself goes to the servers directly."""
 
-    def __init__(self, bench: Bench, directory: Path, phase: Phase, plugin: str, seed: int, options: str = "") -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        directory: Path,
+        phase: Phase,
+        plugin: str,
+        seed: int,
+        options: str = "",
+        standby: bool = False,
+    ) -> None:
         self.bench = bench
         self._options = options
+        self._standby = standby
+        self.pair: tuple[Server, ...] = ()
+        self.source = self.hub = ""  # dsns
+        self._name: dict[str, Any] = {}
         self.phase = phase
         self.plugin = plugin
         self.random = random.Random(seed)
@@ -73,8 +90,8 @@ class Trial:
 
     @property
     def source_server(self) -> Server:
-        """The source's server."""
-        return self.bench.source(self.plugin)
+        """The source's server; of a pair, the one that was the primary at first."""
+        return self.pair[0] if self.pair else self.bench.source(self.plugin)
 
     @property
     def target_server(self) -> Server:
@@ -135,6 +152,10 @@ class Trial:
         with plan.prepare(load(self._path)) as prepared:
             plan.apply(prepared, lambda step: None)
 
+    def moved(self, server: Server) -> None:
+        """The source is another server from now on."""
+        self.source = server.dsn(self._name["source"])
+
     def hook(self, body: str) -> None:
         """What the target does with each row that is inserted or updated, from now on: PL/pgSQL that returns it."""
         replace = "CREATE OR REPLACE FUNCTION audit.hook() RETURNS trigger LANGUAGE plpgsql AS "
@@ -176,7 +197,18 @@ class Trial:
     def _set_up(self) -> None:
         bench, stack = self.bench, self.stack
         bench.mend()
-        self.source = bench.database(self.source_server, stack)
+        if self._standby:
+            self.pair = stack.enter_context(
+                pair(
+                    self._directory,
+                    embedded_bindir(),
+                    primary={"synchronized_standby_slots": "standby"},
+                    standby={"sync_replication_slots": "on"},
+                )
+            )
+            self.source = self.source_server.dsn(create_database(self.source_server))
+        else:
+            self.source = bench.database(self.source_server, stack)
         self.hub = bench.database(self.target_server, stack)
         self._name = {
             "source": psycopg.conninfo.conninfo_to_dict(self.source)["dbname"],
@@ -187,6 +219,8 @@ class Trial:
             "source": stack.enter_context(Proxy(self.source_server.port, wire=True)),
             "target": stack.enter_context(Proxy(self.target_server.port, wire=True)),
         }
+        if self.pair:
+            self.proxies["standby"] = stack.enter_context(Proxy(self.pair[1].port, wire=True))
         stack.callback(self._end_processes)
         with psycopg.connect(self.source, autocommit=True) as connection:
             connection.execute(workload.SOURCE)
@@ -198,10 +232,17 @@ class Trial:
 
     def _configuration(self) -> str:
         source, target = self.proxies["source"].dsn(self.source), self.proxies["target"].dsn(self.hub)
+        more = ""
+        if self.pair:
+            ports = f"{self.proxies['source'].port},{self.proxies['standby'].port}"
+            hosts = "127.0.0.1,127.0.0.1"
+            source = psycopg.conninfo.make_conninfo(source, host=hosts, port=ports, target_session_attrs="read-write")
+            more = ", failover: true"
         slot = f"matrix_{os.getpid()}_{self._directory.name.replace('-', '_')}"
+        named = f"plugin: {self.plugin}, slot: {slot}, publication: {slot}{more}"
         return (
             "pipeline: matrix\n"
-            f'source: {{kind: postgres, dsn: "{source}", plugin: {self.plugin}, slot: {slot}, publication: {slot}}}\n'
+            f'source: {{kind: postgres, dsn: "{source}", {named}}}\n'
             f'target: {{kind: postgres, dsn: "{target}"}}\n'
             "batch: {max_rows: 220}\nsnapshot: {chunk_rows: 250}\ncheckpoint_seconds: 0.5\nweb: {port: 0}\n"
             f"defaults: {{{self._options}}}\nlog: {{level: debug}}\n{workload.ROUTES}"
@@ -217,6 +258,9 @@ class Trial:
             return
         self.start()
         self.await_rest()
+        if self.pair:
+            until(lambda: self._synchronized(), PATIENCE, self.pair[1].log_tail)
+            self.await_rest()
         self._since = self._mark()
         if self.phase is Phase.VERIFYING:
             at = (verifier.POINT, self.random.randint(1, 8))
@@ -242,6 +286,15 @@ class Trial:
 
     def _ended(self) -> bool:
         return not any(puppet.alive for puppet in self.puppets)
+
+    def _synchronized(self) -> bool:
+        """Whether the standby's copy of the slot would outlive a promotion."""
+        with psycopg.connect(self.pair[1].dsn()) as connection:
+            row = connection.execute(
+                "SELECT bool_and(synced AND NOT temporary) FROM pg_replication_slots WHERE database = %s",
+                (self._name["source"],),
+            ).fetchone()
+        return row == (True,)
 
     def _copied(self) -> bool:
         return self.at("target", "SELECT bool_and(state = 'streaming' AND NOT sweep) FROM towline.route_state") == [

@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from tests.support.checked import PIPELINE, SCHEMA, Ends
+from towline.breaker import Limits
 from towline.change import DELETE, INSERT, UPDATE, Chunk, Format, Piece, Relation, RowSet, Transaction, Visibility
 from towline.frame import Frame
 from towline.source import Identity
@@ -39,6 +40,7 @@ class Hub:
     form: Format
     path: Path | None = None
     direct: bool = True
+    limits: Limits | None = None
     routes: tuple[Route, ...] = ()
     relations: dict[str, Relation] = field(default_factory=dict)
     reread_keys: list[list[bytes]] = field(default_factory=list)
@@ -82,6 +84,7 @@ class Hub:
             relations=tuple(self.relations.values()),
             path=self.path,
             direct=self.direct,
+            limits=self.limits,
         )
         self.targets.append(target)
         return target

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.integration.apply_cases import START, Hub, Values
-from tests.support.checked import PIPELINE, spec
+from tests.support.checked import spec
 from tests.support.databases import create_database, drop_database
 from towline.breaker import Limits
 from towline.change import Format, Relation
@@ -54,18 +54,9 @@ def binary(database: str) -> Iterator[Hub]:
 
 def limited(hub: Hub, **limits: Any) -> PostgresTarget:
     """A target whose quarantine has other limits."""
-    target = PostgresTarget(
-        hub.dsn,
-        pipeline=PIPELINE,
-        schema="towline",
-        routes=hub.routes,
-        relations=tuple(hub.relations.values()),
-        limits=Limits(**limits),
-    )
-    hub.targets.insert(0, target)
-    assert target.acquire(5)
-    target.open()
-    return target
+    hub.limits = Limits(**limits)
+    hub.targets.clear()
+    return hub.target()
 
 
 def balanced(hub: Hub) -> list[tuple[Any, ...]]:

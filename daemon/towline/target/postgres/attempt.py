@@ -69,7 +69,8 @@ class Attempts:
 
     ``ahead``: a position of the source's log before which the target's rows may hold what was read from the source, not
     from the log. At the key of a row there may have been another one by then, so that until then no row takes along,
-    to another key, what the target has at its key.
+    to another key, what the target has at its key. ``lost``: of the attempt queued last, the keys of rows whose gaps
+    could not be filled any more, since their end is yet to come.
     """
 
     def __init__(
@@ -93,10 +94,12 @@ class Attempts:
         self.current: Route | None = None
         self.ahead = 0
         self._trusting = True
+        self.lost: dict[TableName, set[bytes]] = {}
 
     def queue(self, piece: Piece, job: Job) -> Tally:
         """Queue everything; the tally can be read after a sync."""
         self._trusting = not piece.transactions or piece.transactions[0].lsn >= self.ahead
+        self.lost.clear()
         works = [work for rowset in piece.rowsets if (work := self._work(rowset, job)) is not None]
         for work in works:
             self._close_gaps(work, job)
@@ -147,6 +150,7 @@ class Attempts:
                 rows = job.stamps.append(versions.rows, rowset, versions.places, work.shape.pseudo)
                 work.fresh[route.name] = self._stages.load(work.shape, Kind.ROWS, rows, slot=slot + 1)
         for slot, (mask, versions) in enumerate(whole.lost(), len(work.routes) + 1):
+            self.lost.setdefault(rowset.relation.name, set()).update(versions.rows.keys(rowset.relation.key))
             rows = job.stamps.append(versions.rows, rowset, versions.places, work.shape.pseudo)
             work.lost.append((names(rowset, mask), self._stages.load(work.shape, Kind.ROWS, rows, slot=slot)))
 

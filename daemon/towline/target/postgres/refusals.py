@@ -248,7 +248,10 @@ class Refusals:
         return replace(rowset, missing=missing, unknown=unknown) if len(missing) < len(rowset.missing) else rowset
 
     def _overtaken(self, piece: Piece, active: AbstractSet[str]) -> None:
-        """A piece was applied: what was set aside of its keys before is void."""
+        """A piece was applied: what was set aside of its keys before is void.
+
+        Not of rows that lacked what only the source had, and that are no longer there: their end is yet to come.
+        """
         if not self._watching:
             return
         assert self._quarantine is not None
@@ -257,8 +260,9 @@ class Refusals:
             if not routes:
                 continue
             last = dict(zip(rowset.rows.keys(rowset.relation.key), range(len(rowset)), strict=True))
+            lost = self._attempts.lost.get(rowset.relation.name) or set()
             for route in routes:
-                done = [key for key in last if self._behind(route, key)]
+                done = [key for key in last if self._behind(route, key) and key not in lost]
                 if route.on_delete is OnDelete.IGNORE:  # the target keeps the row, so that its last version is due
                     done = [key for key in done if int(rowset.ops[last[key]]) != DELETE]
                 for key in done:

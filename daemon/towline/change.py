@@ -51,6 +51,11 @@ class Relation:
     """A source table as it travels: the columns that routes refer to, in the table's order.
 
     ``whole``: a route copies the table as it is, so that a column added to it is a change that must not go unseen.
+    ``described``: a position (0: none) before which the log may have other columns and types than the catalog, which
+    was read there; what differs later has changed since. ``since``: columns with a position before which the log's
+    values are not theirs (they were added, made anew or given another type). ``waiting``: columns that were added to
+    the table and that its routes neither take nor may leave out. ``frozen``: this is the table of before a change that
+    halts, up to where the log shows it.
     ``key`` gives the places, among ``columns``, of the columns of the table's identity.
     """
 
@@ -58,6 +63,10 @@ class Relation:
     columns: tuple[Column, ...]
     format: Format
     whole: bool = False
+    described: int = 0
+    since: tuple[tuple[str, int], ...] = ()
+    waiting: frozenset[str] = frozenset()
+    frozen: bool = False
     key: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +82,10 @@ class Relation:
     def key_columns(self) -> tuple[Column, ...]:
         """The columns of the identity, in the identity's order."""
         return tuple(self.columns[place] for place in self.key)
+
+    def untrusted(self, lsn: int) -> frozenset[str]:
+        """The columns whose values in the log, in a transaction whose commit record starts there, are not theirs."""
+        return frozenset(name for name, position in self.since if lsn < position)
 
     def places(self, names: frozenset[str] | set[str]) -> int:
         """A bit mask of the places of the columns of those names."""

@@ -28,6 +28,9 @@ class TowlineError(Exception):
     action: ClassVar[Action] = Action.STOP
     remedy: ClassVar[str] = "Report it with the log of the last minute; the data are as of the last checkpoint."
 
+    #: It was logged already, as the last event of a daemon.
+    told = False
+
     def __init__(self, detail: str, *, hint: str = "", sqlstate: str = "") -> None:
         super().__init__(detail)
         self.detail = detail
@@ -368,6 +371,57 @@ class SpoolCorrupt(TowlineError):
     )
 
 
+class ColumnAdded(SourceTableChanged):
+    """A column was added to a table that is copied as it is, and the route says `on_schema_change: halt`."""
+
+    code = "TL-315"
+    remedy = (
+        "Add the column to the target table (`towline check` prints the statement) and start again: it goes on from "
+        "the checkpoint, and reads the column of the rows that are there already. Or set `on_schema_change` to "
+        "`evolve` (add it by itself) or `ignore` (go on without it)."
+    )
+
+
+class ColumnChanged(SourceTableChanged):
+    """A column that a route needs was dropped, renamed or given another type at the source."""
+
+    code = "TL-316"
+    remedy = (
+        "Change the target table, or the route, to match the source, and start again: it goes on from the checkpoint. "
+        "`towline check` says what does not match; `towline apply` takes the source's table as it is now."
+    )
+
+
+class IdentityChanged(SourceTableChanged):
+    """The primary key or replica identity, by which the log names the rows of a routed table, is another one."""
+
+    code = "TL-317"
+    remedy = (
+        "Restore it at the source; or give the target table a unique key over the new one, and run `towline apply`, "
+        "which takes the table as it is now. Then start again."
+    )
+
+
+class TableGone(SourceTableChanged):
+    """A routed table was dropped, renamed, or moved to another schema."""
+
+    code = "TL-318"
+    remedy = (
+        "Restore it at the source; or take its route out of the file, or write its new name there. Then run "
+        "`towline apply`, which forgets routes whose tables are gone, and start again. The target's rows stay."
+    )
+
+
+class TableRecreated(SourceTableChanged):
+    """A routed table was dropped and made anew, or another one was given its name."""
+
+    code = "TL-319"
+    remedy = (
+        "If the new table is to be replicated: `towline apply` has it copied at the next start, and `towline verify "
+        "--repair` then removes the rows that were only in the old one."
+    )
+
+
 # ---- TL-4xx: target -------------------------------------------------------------------------------------------
 
 
@@ -541,6 +595,15 @@ class ResyncUnfinished(TowlineError):
 
     code = "TL-510"
     remedy = "Run `towline resync` again: it goes on where it was."
+
+
+class EvolutionRefused(TowlineError):
+    """A route says `on_schema_change: evolve`, but the new column cannot be added at the target or published."""
+
+    code = "TL-505"
+    remedy = (
+        "Do by hand what the message names, as a role that may, and start again; or set `on_schema_change: ignore`."
+    )
 
 
 # ---- TL-6xx: verification -------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from towline import __version__
 from towline.target import Checksum, Committed, RouteState
 
 PIPELINE, ROUTE, OPERATION, CODE, STATE, ROLE = "pipeline", "route", "operation", "code", "state", "role"
+ACTION = "action"
 
 ROWS = "towline_rows"
 BATCHES = "towline_batches"
@@ -29,6 +30,7 @@ SPOOL_BYTES = "towline_spool_bytes"
 SPOOL_TRANSACTIONS = "towline_spool_transactions"
 LAST_APPLIED = "towline_last_applied_timestamp_seconds"
 ERRORS = "towline_errors"
+SCHEMA_CHANGES = "towline_schema_changes"
 ROUTE_STATE = "towline_route_state"
 ROUTE_COPIED = "towline_route_copied_rows"
 ROUTE_ESTIMATE = "towline_route_estimated_rows"
@@ -62,6 +64,9 @@ class Metrics:
         )
         self._batches = self._counter(BATCHES, "Target transactions committed.")
         self._errors = self._counter(ERRORS, "Errors by code, see docs/ERRORS.md.", CODE)
+        self._changes = self._counter(
+            SCHEMA_CHANGES, "Changes of source tables met, by what was done about them.", ROUTE, ACTION
+        )
         self._seconds = Histogram(
             APPLY_SECONDS, "Seconds of a target transaction.", [PIPELINE], buckets=_BUCKETS, registry=self.registry
         ).labels(pipeline)
@@ -136,6 +141,10 @@ class Metrics:
     def error(self, code: str) -> None:
         """An error with that code was met."""
         self._errors.labels(self.pipeline, code).inc()
+
+    def schema_change(self, route: str, action: str) -> None:
+        """A source table of a route was found to have changed."""
+        self._changes.labels(self.pipeline, route, action).inc()
 
     def lag(self, bytes_: int, seconds: float) -> None:
         """How far the target is behind the source now."""

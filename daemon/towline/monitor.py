@@ -34,6 +34,7 @@ class Monitor:
         spooled: Callable[[], tuple[int, int]] = lambda: (0, 0),
         restart: Callable[[int], None] = lambda position: None,
         clock: LagClock | None = None,
+        look: Callable[[Tables], None] = lambda tables: None,
         every: float = 1.0,
         slot_every: int = 10,
     ) -> None:
@@ -42,6 +43,7 @@ class Monitor:
         self._metrics = metrics
         self._spooled = spooled
         self._restart = restart
+        self._look = look
         self._every = every
         self._slot_every = slot_every
         self._clock = clock if clock is not None else LagClock()
@@ -75,6 +77,7 @@ class Monitor:
                         self._confirmed = slot.confirmed
                         self._metrics.slot(slot.retained_bytes, slot.restart)
                         self._restart(slot.restart)
+                    self._look(tables)
                 except TowlineError as error:
                     event(log, logging.DEBUG, "source_not_sampled", code=error.code)
                     if tables is not None:

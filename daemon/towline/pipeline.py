@@ -39,6 +39,9 @@ POINTS = (
     "committed",  # durable, not acknowledged yet
     "acknowledged",  # the source was told
     "idle-checkpoint",  # about to move the checkpoint of an idle pipeline
+    "adopting",  # a table has changed: about to change the target and to note it, in one transaction
+    "adopted",  # that is durable
+    "looking-again",  # the log showed a change of a table, or a look at the catalogs did
 )
 
 #: How soon an idle pipeline moves its checkpoint for a source that asks it to, as it does when it shuts down (seconds).
@@ -79,6 +82,7 @@ class ChunkReader(Protocol):
 class Pipeline:
     """One source, one target, many routes; runs in the thread that calls `run`.
 
+    ``copying``: false when no tables are to be copied, and `run` need not wait for that.
     ``checkpoint``: the position that is durable. ``reached``: the position up to which nothing is left to apply; it is
     ahead of the checkpoint while the source writes nothing that is routed. ``durable``: the position up to which the
     target has everything, and shows it; as far as ``reached``, but while a transaction is open.
@@ -100,6 +104,7 @@ class Pipeline:
         observer: Observer,
         announce: Callable[[str], None] = lambda point: None,
         unfinished: Callable[[], bool] = lambda: False,
+        copying: bool = True,
     ) -> None:
         self.checkpoint = self.reached = self.durable = position
         self._unfinished = unfinished
@@ -113,6 +118,7 @@ class Pipeline:
         self._checkpoint_seconds = checkpoint_seconds
         self._observer = observer
         self._announce = announce
+        self._copying = copying
         self._stop = threading.Event()
         self._chunk: tuple[Route, Future[Chunk]] | None = None
         self._ready: ChunkLoad | None = None
@@ -209,7 +215,7 @@ class Pipeline:
         rested = time.monotonic() - self._touched
         asked = self._stream.awaited_position > self.checkpoint and rested >= _ASKED_AFTER
         due = asked or rested >= self._checkpoint_seconds
-        wanted = until is not None and self._snapshots.done and self.reached >= until
+        wanted = until is not None and self._settled and self.reached >= until
         if (self.reached > self.checkpoint and (due or wanted)) or self._target.due(self.reached):
             self._announce("idle-checkpoint")
             self._target.begin()
@@ -218,13 +224,17 @@ class Pipeline:
             self._breathe()
 
     def _caught_up(self, until: int | None) -> bool:
-        return until is not None and self._snapshots.done and self.checkpoint >= until and not self._unfinished()
+        return until is not None and self._settled and self.checkpoint >= until and not self._unfinished()
+
+    @property
+    def _settled(self) -> bool:
+        return self._snapshots.done or not self._copying
 
     # ---- snapshots -------------------------------------------------------------------------------------------
 
     def _want_chunk(self) -> None:
         """Have the next chunk read, and take one that is there. A chunk that may not be used is read again."""
-        if self._snapshots.done:
+        if self._snapshots.done or not self._copying:
             return
         if self._ready is not None:
             if self._snapshots.accepts(self._ready.chunk):

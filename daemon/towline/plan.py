@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 
+from towline import remembered
 from towline.change import Relation
 from towline.config import PipelineConfig
 from towline.errors import ResyncUnfinished, RoutesRefused, SlotInUse, SlotMissing
 from towline.logs import event
 from towline.position import ZERO, format_lsn
 from towline.postgres import catalog, session
+from towline.schema_change import compare, halts
 from towline.source import Finding, SlotState, Step
 from towline.source.postgres import setup as source_setup
 from towline.source.postgres.relations import relations_of
 from towline.source.postgres.tables import PostgresTables
 from towline.target import Checkpoint
-from towline.target.postgres import control
+from towline.target.postgres import control, source_tables
 from towline.target.postgres import setup as target_setup
 from towline.target.postgres.probe import probe
 from towline_transforms.check import check_routes, tables_needed
 from towline_transforms.problems import Problem, RouteError
 from towline_transforms.route import Route
-from towline_transforms.schema import Catalog
+from towline_transforms.schema import Catalog, TableName
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,31 @@ def prepare(config: PipelineConfig, *, applied: bool = False) -> Iterator[Prepar
 
     Raises RoutesRefused with every problem of every route, and the errors of connecting and of reading catalogs.
     """
+    with sessions(config) as (source, target):
+        specs = config.specs()
+        at_source, at_target = tables_needed(specs)
+        with session.translating("source"):
+            source_catalog = catalog.describe(source, at_source)
+        if applied:
+            source_catalog = without_new(config, source_catalog, known_routes(config, target))
+        with session.translating("target"):
+            target_catalog = catalog.describe(target, at_target)
+        try:
+            routes = check_routes(specs, source_catalog, target_catalog, running=applied)
+        except RouteError as error:
+            raise refused(error.problems) from error
+        relations = relations_of(
+            routes, source_catalog, plugin=config.source.plugin, server_version=source_catalog.server_version
+        )
+        problems = probe(target, [route for route in routes if not route.added], relations)
+        if problems:
+            raise refused(problems)
+        yield Prepared(config, routes, relations, source_catalog, target_catalog, source, target)
+
+
+@contextmanager
+def sessions(config: PipelineConfig) -> Iterator[tuple[psycopg.Connection[Any], psycopg.Connection[Any]]]:
+    """A session at the source and one at the target, in autocommit mode. Raises the errors of connecting."""
     name = f"towline {config.pipeline}"
     with ExitStack() as stack:
         source = session.connect(config.source.dsn.get_secret_value(), application_name=name, side="source")
@@ -80,35 +107,20 @@ def prepare(config: PipelineConfig, *, applied: bool = False) -> Iterator[Prepar
             config.target.dsn.get_secret_value(), application_name=name, side="target", search_path=None
         )
         stack.callback(target.close)
-        specs = config.specs()
-        at_source, at_target = tables_needed(specs)
-        with session.translating("source"):
-            source_catalog = catalog.describe(source, at_source)
-        if applied:
-            source_catalog = _without_new(config, source_catalog, target)
-        with session.translating("target"):
-            target_catalog = catalog.describe(target, at_target)
-        try:
-            routes = check_routes(specs, source_catalog, target_catalog)
-        except RouteError as error:
-            raise refused(error.problems) from error
-        relations = relations_of(
-            routes, source_catalog, plugin=config.source.plugin, server_version=source_catalog.server_version
-        )
-        problems = probe(target, routes, relations)
-        if problems:
-            raise refused(problems)
-        yield Prepared(config, routes, relations, source_catalog, target_catalog, source, target)
+        yield source, target
 
 
-def _without_new(config: PipelineConfig, found: Catalog, target: psycopg.Connection[Any]) -> Catalog:
-    """The catalog without the tables that only patterns match and that have no state at the target."""
+def known_routes(config: PipelineConfig, target: psycopg.Connection[Any]) -> frozenset[str]:
+    """The names of the routes that `apply` has seen."""
     schema = config.target.schema_name
     if "route_state" not in control.present(target, schema):
-        return found
-    known = control.read_states(target, schema, config.pipeline)
-    named = {spec.source for spec in config.specs()}
-    new = sorted(name for name in found.tables if known and name not in named and str(name) not in known)
+        return frozenset()
+    return frozenset(control.read_states(target, schema, config.pipeline))
+
+
+def without_new(config: PipelineConfig, found: Catalog, known: Collection[str]) -> Catalog:
+    """The catalog without the tables that only patterns match and that have no state at the target."""
+    new = new_tables(config, found, known)
     if new:
         event(
             log,
@@ -117,9 +129,15 @@ def _without_new(config: PipelineConfig, found: Catalog, target: psycopg.Connect
             pipeline=config.pipeline,
             count=len(new),
             first=str(new[0]),
-            remedy="They match a pattern, but are not replicated until `towline apply` is run, and SIGHUP sent.",
+            remedy="They match a pattern, but are not replicated until SIGHUP is sent, or `towline apply` run.",
         )
     return replace(found, tables={name: table for name, table in found.tables.items() if name not in set(new)})
+
+
+def new_tables(config: PipelineConfig, found: Catalog, known: Collection[str]) -> list[TableName]:
+    """The tables that only patterns match, and of which ``known`` has no route; none before anything was applied."""
+    named = {spec.source for spec in config.specs()}
+    return sorted(name for name in found.tables if known and name not in named and str(name) not in known)
 
 
 def refused(problems: tuple[Problem, ...] | list[Problem]) -> RoutesRefused:
@@ -135,12 +153,13 @@ def steps(prepared: Prepared) -> list[Step]:
         raise refused(found.problems)
     checkpoint, slot = _checkpoint(prepared), _slot(prepared)
     _consistent(prepared.config, checkpoint, slot)
-    return [*found.steps, *_source_steps(prepared)]
+    return [*found.made, *_source_steps(prepared), *found.states, *_acceptances(prepared)]
 
 
 def apply(prepared: Prepared, report: Callable[[Step], None]) -> None:
     """Create what is missing: control tables, types and tables, publication, slot, and last the checkpoint.
 
+    Changes of source tables that had halted the pipeline are accepted: it goes on with the tables as they are now.
     Each step is told to ``report`` before it is done. Safe to repeat, also after an end in the middle: the checkpoint
     is written last, and without one a slot that exists is taken over from where it is (nothing was applied yet).
     """
@@ -150,11 +169,17 @@ def apply(prepared: Prepared, report: Callable[[Step], None]) -> None:
         raise refused(found.problems)
     checkpoint, slot = _checkpoint(prepared), _slot(prepared)
     _consistent(config, checkpoint, slot)
-    for step in found.steps:
+    for step in found.made:
         report(step)
-    target_setup.execute(prepared.target, found.steps)
+    target_setup.execute(prepared.target, found.made)
     apply_source(prepared, report)
+    last = [*found.states, *_acceptances(prepared)]
+    for step in last:
+        report(step)
+    target_setup.execute(prepared.target, last)
     if checkpoint is not None:
+        with session.translating("target"):
+            source_tables.revise(prepared.target, config.target.schema_name, config.pipeline)
         return
     with _tables(config) as tables:
         target_setup.initialise(
@@ -206,6 +231,31 @@ def _source_steps(prepared: Prepared) -> list[Step]:
         plugin=config.plugin,
         failover=config.failover,
     )
+
+
+def _acceptances(prepared: Prepared) -> list[Step]:
+    """Steps by which what is remembered of changed and of former source tables gives way to what they are now."""
+    config = prepared.config
+    schema, pipeline = config.target.schema_name, config.pipeline
+    with session.translating("target"):
+        kept = remembered.read(prepared.target, schema, pipeline)
+    with session.translating("source"):
+        elsewhere = remembered.elsewhere(prepared.source, kept, prepared.source_catalog)
+    changed = []
+    for route in prepared.routes:
+        if (each := kept.get(route.name)) is not None:
+            found = compare(each.table, route.source, elsewhere.get(each.table.oid))
+            policy = route.on_schema_change if route.identity else None
+            if any(halts(difference, each, policy, route.target) for difference in found):
+                changed.append(route.name)
+    steps = []
+    if changed:
+        statement = source_tables.accept(schema, pipeline, changed)
+        steps.append(Step("target", f"source tables as they are now, of {', '.join(changed)}", statement))
+    if gone := sorted(kept.keys() - {route.name for route in prepared.routes}):
+        statement = source_tables.forget(schema, pipeline, gone)
+        steps.append(Step("target", f"source tables of {len(gone)} routes that are no more", statement))
+    return steps
 
 
 def _checkpoint(prepared: Prepared) -> Checkpoint | None:

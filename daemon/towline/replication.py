@@ -1,4 +1,4 @@
-"""One attempt to replicate: everything opened, checked and run, from the lock to the last acknowledgement.
+"""Replication: everything opened, checked and run, from the lock to the last acknowledgement.
 
 An attempt ends by being stopped, by having caught up, or with a coded error; then everything of it is closed. Nothing
 is carried over to the next attempt but what the target has made durable.
@@ -7,6 +7,7 @@ is carried over to the next attempt but what the target has made durable.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,14 +16,27 @@ from towline.breaker import Limits
 from towline.change import Chunk, Relation
 from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
-from towline.errors import LedgerImbalance, NotSetUp, SourceUnavailable, SpoolFull
+from towline.errors import (
+    ColumnAdded,
+    EvolutionRefused,
+    LedgerImbalance,
+    NotSetUp,
+    RowRefused,
+    SourceTableChanged,
+    SourceUnavailable,
+    SpoolFull,
+    TargetRefused,
+    TargetTableChanged,
+)
 from towline.frame import Frame
+from towline.intake import Intake, take_in, tell, waiting
 from towline.lag import LagClock
 from towline.logs import event
+from towline.lookout import Lookout
 from towline.metrics import Metrics
 from towline.monitor import Monitor
 from towline.pipeline import Pipeline
-from towline.plan import Prepared, prepare
+from towline.plan import Prepared
 from towline.position import before_page_header, format_lsn
 from towline.recounter import Recounter
 from towline.snapshot import STREAMING, Snapshots
@@ -39,6 +53,9 @@ from towline.target import Checkpoint
 from towline.target.postgres.writer import PostgresTarget, Session
 
 log = logging.getLogger(__name__)
+
+#: So often the catalogs are looked at again when they do not show what the log does, and after so many seconds each.
+_LOOKS, _BETWEEN_LOOKS = 5, 0.5
 
 
 @dataclass(slots=True)
@@ -97,19 +114,31 @@ class Replication:
         self._announce = announce
         self._expected: Identity | None = None
         self.handle = Handle()
+        self._last_change: tuple[str, int] | None = None
+        self._fruitless = 0
+        self._stop = threading.Event()
 
     def run(self, *, until_caught_up: bool) -> None:
-        """Replicate until stopped (or caught up with where the source is now). Raises the coded errors."""
+        """Replicate until stopped (or caught up with where the source is now). Raises the coded errors.
+
+        When a table has changed, everything before that is applied; then it begins anew, at once, with another look at
+        both ends.
+        """
+        while self._attempt(until_caught_up) and not self._stopping():
+            self._announce("looking-again")
+
+    def _attempt(self, until_caught_up: bool) -> bool:
+        """Returns whether to look at both ends again, and go on."""
+        self._expected = None
         with ExitStack() as stack:
-            with prepare(self._config, applied=True) as prepared:
-                pass  # connections were for the catalogs; what was read from them stays
-            target = self._target(stack, prepared)
+            intake = take_in(self._config)
+            target = self._target(stack, intake.prepared)
             if not target.acquire(0.0):
                 if not self._stand_by(target):
-                    return
-                with prepare(self._config, applied=True) as prepared:  # it may have been long
-                    target.reroute(prepared.routes, prepared.relations)
-            self._replicate(stack, prepared, target, until_caught_up)
+                    return False
+                intake = take_in(self._config)  # it may have been long
+                target.reroute(intake.prepared.routes, intake.prepared.relations)
+            return self._replicate(stack, intake, target, until_caught_up)
 
     def _target(self, stack: ExitStack, prepared: Prepared) -> PostgresTarget:
         config = self._config
@@ -123,7 +152,7 @@ class Replication:
             limits=Limits(config.quarantine.max_share, config.quarantine.min_rows, config.quarantine.max_open),
         )
         stack.callback(target.close)
-        self.handle.target = target
+        self.handle.target, self.handle.pipeline = target, None
         return target
 
     def _stand_by(self, target: PostgresTarget) -> bool:
@@ -180,8 +209,8 @@ class Replication:
             )
         return identity
 
-    def _replicate(self, stack: ExitStack, prepared: Prepared, target: PostgresTarget, until_caught_up: bool) -> None:
-        config = self._config
+    def _replicate(self, stack: ExitStack, intake: Intake, target: PostgresTarget, until_caught_up: bool) -> bool:
+        config, prepared = self._config, intake.prepared
         checkpoint = target.open()
         tables = self._tables()
         stack.callback(tables.close)
@@ -190,21 +219,19 @@ class Replication:
         name = stream_name(checkpoint)
         if tables.end_walsender(name):
             event(log, logging.WARNING, "abandoned_walsender_ended", pipeline=config.pipeline, slot=config.source.slot)
+        self._adopt(intake, target)
         until = before_page_header(tables.position()) if until_caught_up else None
-        spool = self._spool(identity, tables)
-        reading = PostgresStream(
-            config.source.dsn.get_secret_value(),
-            slot=config.source.slot,
-            publication=config.source.publication,
-            plugin=config.source.plugin,
-            relations=prepared.relations,
-            start=checkpoint.position,
-            max_rows=config.batch.max_rows,
-            max_bytes=config.batch.max_bytes,
-            resolve=tables.root_of,
-            application_name=name,
-            spool=spool,
-        )
+        if intake.halt is not None:
+            until = before_page_header(intake.halt_at)
+        if intake.halt is not None and intake.at_once:
+            raise self._halted(intake, intake.halt, checkpoint.position)
+        try:
+            reading = self._stream(intake, checkpoint, tables, name, self._spool(identity, tables))
+        except NotSetUp:
+            # It may be about a table that has changed since it was looked at.
+            if tables.footprint(intake.oids, config.source.publication) == intake.footprint:
+                raise
+            return True
         stack.callback(reading.close)
         stream: Stream = reading
         if identity.in_recovery:
@@ -249,10 +276,14 @@ class Replication:
             observer=self._metrics,
             announce=self._announce,
             unfinished=lambda: sweeper.unfinished,
+            copying=intake.halt is None,
         )
         for state in snapshots.states.values():
             self._metrics.route_state(state)
         self._metrics.quarantine(target.quarantined)
+
+        lookout = Lookout(config, intake, pipeline.stop)
+        stack.callback(lookout.close)
 
         def restart_position(position: int) -> None:
             if self._streaming.passed(position):
@@ -267,6 +298,7 @@ class Replication:
             clock=self._clock,
             spooled=lambda: reading.spooled,
             restart=restart_position,
+            look=lookout.look,
             slot_every=1 if self._streaming.suspended else 10,
         )
         monitor.start()
@@ -278,7 +310,7 @@ class Replication:
         stack.callback(recounter.close)
         self.handle.pipeline = pipeline
         if self._stopping():  # asked to stop while nobody could be told
-            return
+            return False
         self._role("active")
         event(
             log,
@@ -289,9 +321,12 @@ class Replication:
             epoch=checkpoint.epoch,
             routes_to_copy=sum(1 for state in snapshots.states.values() if state.state != STREAMING),
         )
-        sweeper.start()
+        if intake.halt is None:
+            sweeper.start()
         try:
             pipeline.run(until)
+            if sweeper.error is not None:
+                raise sweeper.error
         except SpoolFull as error:
             self._streaming.spool_full()
             event(log, logging.WARNING, "spool_full", pipeline=config.pipeline, code=error.code, detail=error.detail)
@@ -299,8 +334,15 @@ class Replication:
         except LedgerImbalance as error:
             self._metrics.imbalance(error.route, error.rows)
             raise
-        if sweeper.error is not None:
-            raise sweeper.error
+        except SourceTableChanged as change:
+            final = intake.halt or (change if isinstance(change, ColumnAdded) else None)
+            if final is not None:
+                raise self._halted(intake, final, pipeline.checkpoint) from change
+            self._progressed(change, pipeline)
+            return True
+        if intake.halt is not None and not self._stopping() and not lookout.noticed and not self.again:
+            raise self._halted(intake, intake.halt, pipeline.checkpoint)
+        return lookout.noticed
 
     def _spool(self, identity: Identity, tables: PostgresTables) -> Spool | None:
         """Where transactions under way are kept; None when the source is not to send them."""
@@ -310,3 +352,70 @@ class Replication:
         if not self._streaming.begin(tables.slot().restart, tables.position()):
             return None
         return Spool(spool.directory, spool.max_bytes)
+
+    def _stream(
+        self,
+        intake: Intake,
+        checkpoint: Checkpoint,
+        tables: PostgresTables,
+        application_name: str,
+        spool: Spool | None,
+    ) -> PostgresStream:
+        config = self._config
+        return PostgresStream(
+            config.source.dsn.get_secret_value(),
+            slot=config.source.slot,
+            publication=config.source.publication,
+            plugin=config.source.plugin,
+            relations=intake.prepared.relations,
+            start=checkpoint.position,
+            max_rows=config.batch.max_rows,
+            max_bytes=config.batch.max_bytes,
+            resolve=tables.root_of,
+            application_name=application_name,
+            spool=spool,
+        )
+
+    def _adopt(self, intake: Intake, target: PostgresTarget) -> None:
+        """Make durable what the changes of the source's tables take, and tell of them."""
+        adoption = intake.adoption
+        if adoption.ddl or adoption.rows:
+            self._announce("adopting")
+            try:
+                target.adopt([*adoption.ddl, *adoption.rows], adoption.states(target.states()))
+            except (TargetRefused, TargetTableChanged, RowRefused) as error:
+                if not adoption.ddl:
+                    raise
+                raise EvolutionRefused(
+                    f"a column that was added at the source cannot be added at the target: {error.detail}",
+                    hint=f"Run at the target: {'; '.join(adoption.ddl)};",
+                    sqlstate=error.sqlstate,
+                ) from error
+            self._announce("adopted")
+        tell(self._config, tuple(change for change in intake.changes if change.action != "halt"))
+        for change in intake.changes:
+            self._metrics.schema_change(change.route, change.action)
+
+    def _halted(self, intake: Intake, error: SourceTableChanged, position: int) -> SourceTableChanged:
+        """The error that ends this attempt, told with what it is about, and where the target is."""
+        lsn = format_lsn(position)
+        changes = tuple(change for change in intake.changes if change.action == "halt")
+        if isinstance(error, ColumnAdded) and intake.halt is None:
+            changes = waiting(intake.prepared)
+        tell(self._config, changes, lsn=lsn)
+        error.detail += f" The target is as of {lsn}."
+        return error
+
+    def _progressed(self, change: SourceTableChanged, pipeline: Pipeline) -> None:
+        """Raises the change when another look has led to nothing, several times.
+
+        A commit can be in the log before others see it (it waits for a synchronous standby, say).
+        """
+        here = (change.detail, pipeline.checkpoint)
+        self._fruitless = self._fruitless + 1 if here == self._last_change else 0
+        self._last_change = here
+        if self._fruitless >= _LOOKS:
+            raise change
+        event(log, logging.INFO, "table_changed", pipeline=self._config.pipeline, detail=change.detail)
+        if self._fruitless:
+            self._stop.wait(_BETWEEN_LOOKS)

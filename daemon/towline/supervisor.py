@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from towline import new_tables
 from towline.backoff import MOST, Backoff
 from towline.config import PipelineConfig, load
 from towline.errors import Action, ReloadRefused, TowlineError
@@ -172,6 +173,7 @@ class Supervisor:
                     remedy=error.advice,
                 )
                 if error.action is not Action.RETRY:
+                    error.told = True
                     raise
                 if time.monotonic() - started > 2 * MOST:
                     failures = 0
@@ -231,6 +233,11 @@ class Supervisor:
         self._detail = ""
         configure(config.log.format, config.log.level, pipeline=config.pipeline)
         event(log, logging.INFO, "reloaded", pipeline=config.pipeline)
+        try:
+            new_tables.add(config)
+        except TowlineError as error:
+            self._metrics.error(error.code)
+            event(log, logging.ERROR, "tables_not_added", code=error.code, detail=error.detail, remedy=error.advice)
 
 
 def run(path: Path, *, until_caught_up: bool = False, announce: Callable[[str], None] = lambda point: None) -> int:

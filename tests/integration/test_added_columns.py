@@ -45,17 +45,15 @@ def line(request: pytest.FixtureRequest, hub18: Server, new_database: NewDatabas
 
 @PLUGINS
 def test_column_added_while_behind(line: Line, server: str, plugin: str) -> None:
-    """Changes from before the column are read again by key; rows without changes are mended by verify."""
+    """Changes from before the column are read again by key, and rows without changes beside the stream."""
     line.at_source(CHANGES)
     line.at_source("ALTER TABLE item ADD n numeric DEFAULT 1.50; UPDATE item SET n = id WHERE id BETWEEN 45 AND 60")
     line.at_source(CHANGES.replace("101", "201").replace("140", "240").replace("1000", "2000"))
     line.at_hub("ALTER TABLE replica.item ADD n numeric")
     line.apply()
     line.run()
-    untouched = line.at_hub("SELECT count(*) FROM replica.item WHERE n IS NULL")[0][0]
-    assert untouched == line.at_source("SELECT count(*) FROM item WHERE id BETWEEN 61 AND 70")[0][0] == 10
-    assert line.verify(repair=True).repairs[0].different == untouched
     line.same("item", "replica.item")
+    assert line.verify().differing == 0
 
 
 @PLUGINS
@@ -66,7 +64,7 @@ def test_column_added_while_running(line: Line, server: str, plugin: str) -> Non
         ended = thread.submit(attempt.run, until_caught_up=False)
         until(lambda: ended.done() or attempt.handle.pipeline is not None)
         line.at_source("ALTER TABLE item ADD n int; INSERT INTO item VALUES (900, 'x', 5)")
-        with pytest.raises(SourceTableChanged, match=r"public\.item has a column n"):
+        with pytest.raises(SourceTableChanged, match=r"public\.item has a column n \(integer\)"):
             ended.result(30)
     line.at_hub("ALTER TABLE replica.item ADD n int")
     line.run()

@@ -99,15 +99,20 @@ def _there(spec: RouteSpec, table: Table) -> tuple[str, ...]:
     return tuple(column for column in spec.sensitive if table.has(column))
 
 
-def check_routes(specs: Sequence[RouteSpec], source: Catalog, target: Catalog) -> tuple[Route, ...]:
-    """Check all routes. Raises RouteError with every problem of every route."""
+def check_routes(
+    specs: Sequence[RouteSpec], source: Catalog, target: Catalog, *, running: bool = False
+) -> tuple[Route, ...]:
+    """Check all routes. Raises RouteError with every problem of every route.
+
+    ``running``: for the daemon, which leaves out what was added to a source table until the log has it.
+    """
     expanded, early = expand(specs, source)
     problems = list(early)
     problems += _duplicates(expanded)
     routes: list[Route] = []
     for spec in expanded:
         report = Report(spec.name)
-        if route := _check(spec, source, target, report):
+        if route := _check(spec, source, target, report, running):
             routes.append(route)
         problems += report.problems
     if problems:
@@ -130,7 +135,7 @@ def functions_called(route: Route) -> frozenset[str]:
     return frozenset(map(str, calls(tokens)))
 
 
-def _check(spec: RouteSpec, source: Catalog, target: Catalog, report: Report) -> Route | None:
+def _check(spec: RouteSpec, source: Catalog, target: Catalog, report: Report, running: bool) -> Route | None:
     table = source.get(spec.source)
     if table is None:
         near = suggest_table(spec.source, source.tables)
@@ -146,7 +151,7 @@ def _check(spec: RouteSpec, source: Catalog, target: Catalog, report: Report) ->
     _check_sensitive(spec, table, report)
     if spec.select is not None:
         return select_route(spec, spec.select, table, source, target, report)
-    return identity_route(spec, table, target, report) if named else None
+    return identity_route(spec, table, target, report, running=running) if named else None
 
 
 def _check_sensitive(spec: RouteSpec, table: Table, report: Report) -> None:

@@ -8,7 +8,7 @@ from towline_transforms.identifier import quote, quote_list, quote_table, sugges
 from towline_transforms.placement import Placement, TypeMissing
 from towline_transforms.problems import ProblemKind
 from towline_transforms.report import Report
-from towline_transforms.route import Assignment, OnDelete, Route, RouteSpec
+from towline_transforms.route import Assignment, OnDelete, OnSchemaChange, Route, RouteSpec
 from towline_transforms.schema import Catalog, Column, SqlType, Table, TableName
 from towline_transforms.target import check_always, check_mark, marked, unfilled
 
@@ -17,14 +17,28 @@ _TIMESTAMPTZ = SqlType(
 )
 
 
-def identity_route(spec: RouteSpec, source: Table, catalog: Catalog, report: Report) -> Route | None:
-    """Check an identity route; None when something is wrong, which is reported then."""
+def identity_route(
+    spec: RouteSpec, source: Table, catalog: Catalog, report: Report, *, running: bool = False
+) -> Route | None:
+    """Check an identity route; None when something is wrong, which is reported then.
+
+    ``running``: a column that the target lacks is left out with OnSchemaChange.HALT too; the log tells when it counts.
+    """
     placement = Placement(spec.source.schema, spec.into.schema, catalog)
     found = catalog.get(spec.into)
     target = _derived(spec, source, placement, report) if found is None else found
     columns = tuple(column.name for column in source.columns if column.generated is None)
+    added: list[Column] = []
+    left_out: tuple[str, ...] = ()
     if found is not None:
         columns = tuple(name for name in columns if not (found.has(name) and found.column(name).generated is not None))
+        lacking = [name for name in columns if not found.has(name) and name not in source.identity]
+        if spec.on_schema_change is OnSchemaChange.EVOLVE:
+            added = [_placed(source.column(name), placement, report) for name in lacking]
+            found = target = replace(found, columns=(*found.columns, *added))
+        elif spec.on_schema_change is OnSchemaChange.IGNORE or running:
+            left_out = tuple(lacking)
+            columns = tuple(name for name in columns if name not in left_out)
         _match_columns(spec, source, found, columns, placement, report)
     key = _key(spec, source, target, report)
     if found is not None:
@@ -58,7 +72,19 @@ def identity_route(spec: RouteSpec, source: Table, catalog: Catalog, report: Rep
         on_error=spec.on_error,
         on_schema_change=spec.on_schema_change,
         sensitive=frozenset(spec.sensitive),
+        added=tuple(column.name for column in added),
+        left_out=left_out,
     )
+
+
+def _placed(column: Column, placement: Placement, report: Report) -> Column:
+    """A column to add to the target's table: of the same type, nullable."""
+    try:
+        kind = placement.place(column.type)
+    except TypeMissing as missing:
+        report.add(ProblemKind.TYPE, missing.detail, missing.remedy, column.name)
+        kind = column.type
+    return Column(column.name, kind, collation=column.collation)
 
 
 def _derived(spec: RouteSpec, source: Table, placement: Placement, report: Report) -> Table:

@@ -102,6 +102,11 @@ class Placement:
         return target.schema in (source.schema, self.target if source.schema == self.source else source.schema)
 
 
+def widened(was: SqlType, now: SqlType) -> bool:
+    """Whether a built-in type has a larger limit than before, or none: its values are printed as they were."""
+    return was.builtin and now.builtin and _wider(was.sql, now.sql)
+
+
 def _moved(found: SqlType, schema: str) -> SqlType:
     """The type with its schema replaced, in its SQL form too."""
     for prefix in (f"{found.schema}.", f"{quote(found.schema)}."):

@@ -106,6 +106,8 @@ class Route:
     ``filter_sources``: source columns on which that depends. ``pseudo``: the pseudo-columns that the route refers to
     anywhere, in the order of PSEUDO_COLUMNS.
     ``create``: the target table does not exist yet and `apply` is to create it as ``target`` describes.
+    ``added``: target columns that do not exist yet and are to be added (`OnSchemaChange.EVOLVE`); ``target`` has them.
+    ``left_out``: source columns that an identity route leaves out, since the target has no such columns.
     ``sensitive``: source columns whose values are shown nowhere: masked in the quarantine, in previews and samples.
     """
 
@@ -126,6 +128,8 @@ class Route:
     on_error: OnError = OnError.HALT
     on_schema_change: OnSchemaChange = OnSchemaChange.HALT
     sensitive: frozenset[str] = frozenset()
+    added: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def identity(self) -> bool:

@@ -71,7 +71,10 @@ class SqlType:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. ``generated``: a stored or virtual expression, never written by Towline."""
+    """One column. ``generated``: a stored or virtual expression, never written by Towline.
+
+    ``number`` (pg_attribute.attnum, 0 when unknown) stays when the column is renamed, and is never used again.
+    """
 
     name: str
     type: SqlType
@@ -80,6 +83,7 @@ class Column:
     generated: str | None = None
     identity_always: bool = False
     collation: str | None = None
+    number: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,9 @@ class Commands(click.Group):
 
 def report(error: Exception, *, debug: bool = False) -> None:
     """Print an error to stderr: code, what happened, what to do."""
-    if isinstance(error, TowlineError):
+    if isinstance(error, TowlineError) and error.told:
+        pass  # it is in the log, which goes to stderr too
+    elif isinstance(error, TowlineError):
         click.echo(redact(str(error)), err=True)
         click.echo(redact(f"what to do: {error.advice}"), err=True)
     else:

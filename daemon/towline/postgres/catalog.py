@@ -130,7 +130,7 @@ def _table(
 
 
 def _column(row: Row, types: _Types) -> Column:
-    _, name, oid, typmod, not_null, has_default, generated, identity_always, collation = row
+    _, name, oid, typmod, not_null, has_default, generated, identity_always, collation, number = row
     return Column(
         name=name,
         type=types.sql_type(oid, typmod),
@@ -139,6 +139,7 @@ def _column(row: Row, types: _Types) -> Column:
         generated=generated,
         identity_always=identity_always,
         collation=collation,
+        number=number,
     )
 
 

@@ -155,6 +155,9 @@ class Tables(Protocol):
     def horizon(self) -> Visibility:
         """A snapshot taken now, of which ``xmax`` is beyond every transaction that runs."""
 
+    def footprint(self, oids: Sequence[int], publication: str) -> str:
+        """A text that is another one when the tables of those OIDs, or what is published of them, have changed."""
+
     def describe(self, names: Sequence[TableName]) -> Catalog:
         """The tables of those names; a name ``*`` stands for all ordinary and partitioned tables of the schema."""
 

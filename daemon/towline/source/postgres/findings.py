@@ -375,7 +375,13 @@ def _publication_findings(
     owned = found.owned if found is not None else server.may_create
     rows = connection.execute(_SQL["tables"], publications.names_of(relations)).fetchall()
     foreign = [TableName(schema, name) for schema, name, _, owner in rows if not owner]
-    if not owned or foreign:
+    if not owned and publications.suffices(found, columns):
+        yield _warning(
+            SourceRefused,
+            f"the publication {publication} has more than the routes need, and the role {server.role} does not own it",
+            f"Nothing has to be done. As its owner, to send less: {statements_}",
+        )
+    elif not owned or foreign:
         reason = (
             f"does not own {_listed(foreign)}"
             if foreign

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from towline.change import Format, Relation
 from towline.errors import SourceTableChanged, StreamMalformed
 from towline.source.postgres.gather import Gatherer, TupleBatch
-from towline.source.postgres.routed import Routed, check_added, lacking, whole_tables
+from towline.source.postgres.routed import NEWEST, Routed, check_added, lacking, whole_tables
 from towline.source.postgres.tuples import Layout
 from towline_transforms.schema import TableName
 
@@ -234,31 +234,37 @@ _PARSERS: dict[int, Callable[[_Reader], RelationSent | Truncate | Skipped]] = {
 # ---- Layouts --------------------------------------------------------------------------------------------------
 
 
-def layout(sent: RelationSent, relation: Relation) -> Layout:
-    """How tuples of a table become rows of the relation. Raises SourceTableChanged, naming table and column.
+def layout(sent: RelationSent, relation: Relation, lsn: int = NEWEST) -> Layout:
+    """How tuples of a table become rows of the relation, in a transaction whose commit record starts at ``lsn``.
 
-    A column may be absent: the log is from before it was added to the table, or to the publication.
+    A column may be absent, or of another type, where the log is from before the relation was described: then it is
+    not taken from there, as if it had not been sent. Raises SourceTableChanged, naming table and column.
     """
     by_name = {column.name: number for number, column in enumerate(sent.columns)}
     places = [-1] * len(sent.columns)
+    untrusted = relation.untrusted(lsn)
+    newer = lsn >= relation.described
     for place, column in enumerate(relation.columns):
         number = by_name.get(column.name)
         if number is None:
-            if place in relation.key:
+            # Without a position it cannot be told from one that was not there yet; the decoder knows what was.
+            if place in relation.key or (relation.described and newer and column.name not in untrusted):
                 raise lacking(sent.name, column.name)
             continue
-        type_oid = sent.columns[number].type_oid
-        if type_oid != column.type.oid:
-            raise SourceTableChanged(
-                f"column {column.name} of {sent.name} is of the type with OID {type_oid} in the log at this point, "
-                f"and not {column.type.sql} (OID {column.type.oid})"
-            )
+        if sent.columns[number].type_oid != column.type.oid:
+            if newer or place in relation.key:
+                raise SourceTableChanged(
+                    f"column {column.name} of {sent.name} is of the type with OID {sent.columns[number].type_oid} in "
+                    f"the log at this point, and not {column.type.sql} (OID {column.type.oid})"
+                )
+            continue
         if place in relation.key and not sent.columns[number].key:
             raise SourceTableChanged(
                 f"column {column.name} of {sent.name} is not part of the replica identity in the log at this point"
             )
-        places[number] = place
-    check_added(sent.name, relation, by_name)
+        if place in relation.key or column.name not in untrusted:
+            places[number] = place
+    check_added(sent.name, relation, by_name, lsn)
     return Layout(relation, tuple(places), sent.name)
 
 
@@ -277,6 +283,9 @@ class Decoder:
         self._layouts: Layouts = {}
         #: By OID: the columns that were sent before, by their places. What was there once and is absent, was dropped.
         self._seen: dict[bytes, frozenset[int]] = {}
+        #: By OID: what was sent of it last.
+        self._sent: dict[bytes, RelationSent] = {}
+        self._eras = list(routed.eras)
 
     def feed(self, message: bytes, at: int = 0) -> None:
         """Take the message that begins at offset ``at``, and ends with the bytes.
@@ -327,7 +336,7 @@ class Decoder:
 
     def _control(self, parsed: Begin | Commit | RelationSent | Truncate | Skipped) -> None:
         if isinstance(parsed, Begin):
-            self._gatherer.begin(parsed.xid, parsed.lsn, parsed.commit_time)
+            self._begin(parsed.xid, parsed.lsn, parsed.commit_time)
         elif isinstance(parsed, Commit):
             self._gatherer.commit(parsed.lsn, parsed.end)
         elif isinstance(parsed, RelationSent):
@@ -335,14 +344,27 @@ class Decoder:
         elif isinstance(parsed, Truncate):
             self._truncate(parsed)
 
+    def _begin(self, xid: int, lsn: int, commit_time: datetime) -> None:
+        """A transaction begins. From some on, something else is expected of tables that were described before."""
+        self._gatherer.begin(xid, lsn, commit_time)
+        if self._eras and lsn >= self._eras[0]:
+            self._eras = [position for position in self._eras if position > lsn]
+            for sent in list(self._sent.values()):
+                self._lay_out(sent)
+
     def _describe(self, sent: RelationSent) -> None:
-        relation = self._routed.find(sent.name)
-        if relation is None:
-            self._layouts[sent.oid] = None
-            return
+        self._sent[sent.oid] = sent
+        self._lay_out(sent)
+
+    def _lay_out(self, sent: RelationSent) -> None:
+        lsn = self._gatherer.open[1] if self._gatherer.open is not None else NEWEST
         try:
-            new = layout(sent, relation)
-            seen = self._seen.get(sent.oid, frozenset())
+            relation = self._routed.identified(int.from_bytes(sent.oid, "big"), sent.name, lsn)
+            if relation is None:
+                self._layouts[sent.oid] = None
+                return
+            new = layout(sent, relation, lsn)
+            seen = self._seen.get(sent.oid, frozenset()) if not relation.described else frozenset()
             for place in new.absent:
                 if place in seen:
                     raise lacking(sent.name, relation.columns[place].name)

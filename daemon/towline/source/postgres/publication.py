@@ -117,16 +117,62 @@ def changes(publication: str, found: Published | None, columns: Columns) -> list
     return needed
 
 
+def extension(publication: str, found: Published, relations: Iterable[Relation]) -> Composable | None:
+    """The statement that adds columns of relations to the lists of a publication; None when none is missing.
+
+    What else is published stays. Row filters cannot be kept by such a statement: then it is None, too.
+    """
+    listed: dict[TableName, tuple[str, ...] | None] = {
+        table: None if columns is None else tuple(sorted(columns)) for table, columns in found.columns.items()
+    }
+    lacking = False
+    for relation in relations:
+        columns = listed.get(relation.name)
+        if columns is None:
+            continue
+        missing = [column.name for column in relation.columns if column.name not in columns]
+        listed[relation.name] = (*columns, *missing)
+        lacking = lacking or bool(missing)
+    if not lacking or found.other:
+        return None
+    return sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(sql.Identifier(publication), _tables(listed))
+
+
+def addition(publication: str, found: Published | None, columns: Columns) -> Composable | None:
+    """The statement that adds tables that are not published; None when all are."""
+    if found is None or found.all_tables:
+        return None
+    new = {table: listed for table, listed in columns.items() if table not in found.columns}
+    if not new:
+        return None
+    tables = sql.SQL(", ").join(_table(table, listed) for table, listed in new.items())
+    return sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(publication), tables)
+
+
+def suffices(found: Published | None, columns: Columns) -> bool:
+    """Whether all that is wanted is published, and in the right way, though there may be more."""
+    if found is None or not found.options_right:
+        return False
+    if found.all_tables:
+        return True
+    return not found.other and all(
+        table in found.columns
+        and ((there := found.columns[table]) is None or (listed is not None and there.issuperset(listed)))
+        for table, listed in columns.items()
+    )
+
+
 def _count(columns: Columns) -> str:
     return f"{len(columns)} table" if len(columns) == 1 else f"{len(columns)} tables"
 
 
 def _tables(columns: Columns) -> Composable:
     """Tables without those that inherit from them; partitions always go with their root."""
-    parts = []
-    for table, listed in columns.items():
-        part: Composable = sql.SQL("ONLY {}").format(sql.Identifier(table.schema, table.name))
-        if listed is not None:
-            part = sql.SQL("{} ({})").format(part, sql.SQL(", ").join(map(sql.Identifier, listed)))
-        parts.append(part)
-    return sql.SQL(", ").join(parts)
+    return sql.SQL(", ").join(_table(table, listed) for table, listed in columns.items())
+
+
+def _table(table: TableName, listed: tuple[str, ...] | None) -> Composable:
+    part: Composable = sql.SQL("ONLY {}").format(sql.Identifier(table.schema, table.name))
+    if listed is not None:
+        part = sql.SQL("{} ({})").format(part, sql.SQL(", ").join(map(sql.Identifier, listed)))
+    return part

@@ -45,6 +45,8 @@ def problem(
         return PublicationLacksOperation(f"the publication {publication} does not publish {lacking}")
     published = {TableName(str(row[0]), str(row[1])): (row[2], row[3]) for row in tables}
     for relation in relations:
+        if relation.frozen:
+            continue  # what it was then is published as of then
         if relation.name not in published:
             if not via_root and published.keys() & set(relation.table.partitions):
                 return PublicationNotViaRoot(

@@ -21,7 +21,7 @@ from towline.source.postgres import publication as publications
 from towline.source.postgres import slot_checks
 from towline.source.postgres.findings import FAILOVER_SINCE, check, slot_state
 
-__all__ = ["check", "drop", "execute", "plan"]
+__all__ = ["check", "drop", "execute", "plan", "publish"]
 
 _SQL = statements.load("towline.source.postgres", "setup.sql")
 
@@ -52,9 +52,11 @@ def plan(
             leaves = publications.leaves_of(connection, relations)
             columns = publications.wanted(relations, leaves, connection.info.server_version)
             found = publications.read(connection, publication)
+            # Who does not own it need not make it smaller.
+            enough = found is not None and not found.owned and publications.suffices(found, columns)
             steps = [
                 Step("source", title, statement.as_string(connection))
-                for title, statement in publications.changes(publication, found, columns)
+                for title, statement in ([] if enough else publications.changes(publication, found, columns))
             ]
         state = slot_state(connection, slot)
         if not state.exists:
@@ -77,6 +79,17 @@ def plan(
             )
             steps.append(Step("source", f"{title} (needs replication=database)", statement.as_string(connection)))
         return steps
+
+
+def publish(connection: psycopg.Connection, relations: Sequence[Relation], *, publication: str) -> list[Step]:
+    """The step that adds tables to the publication; what else it has stays."""
+    with translating("source"):
+        leaves = publications.leaves_of(connection, relations)
+        columns = publications.wanted(relations, leaves, connection.info.server_version)
+        statement = publications.addition(publication, publications.read(connection, publication), columns)
+    if statement is None:
+        return []
+    return [Step("source", f"publication {publication}, with more tables", statement.as_string(connection))]
 
 
 def execute(connection: psycopg.Connection, steps: Sequence[Step], *, patience: float = PATIENCE) -> int | None:

@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from towline.change import Format, Piece, Relation
-from towline.errors import SourceUnavailable, StreamMalformed, TowlineError
+from towline.errors import SourceTableChanged, SourceUnavailable, StreamMalformed, TowlineError
 from towline.source.postgres import pgoutput, wal2json
 from towline.source.postgres.gather import Gatherer, RowBatch, TupleBatch
 from towline.source.postgres.routed import Resolve, Routed
@@ -218,6 +218,9 @@ class PostgresStream:
     def _run(self) -> None:
         try:
             self._read()
+        except SourceTableChanged as error:
+            self._hand_over()
+            self._fail(error)
         except TowlineError as error:
             self._fail(error)
         finally:  # also of a defect, which then goes on to threading.excepthook
@@ -231,6 +234,14 @@ class PostgresStream:
                 os.close(self._wake_in)
                 os.close(self._wake_out)
                 self._wake_in = -1
+
+    def _hand_over(self) -> None:
+        """Before the place at which a table has changed, all transactions are whole: they are applied first."""
+        gatherer = self._gatherer
+        while gatherer.ready:
+            self._push(gatherer.ready.popleft())
+        if (piece := gatherer.cut()) is not None:
+            self._push(piece)
 
     def _fail(self, error: TowlineError) -> None:
         with self._changed:

@@ -148,7 +148,7 @@ class StreamingDecoder(Decoder):
         assert isinstance(sent, RelationSent)
         self._clock += 1
         part.described.append((message[at + 1 : at + 5], sent.oid, self._clock))
-        if self._routed.find(sent.name) is None:
+        if not self._routed.wants(int.from_bytes(sent.oid, "big"), sent.name):
             part.unwanted.add(sent.oid)
         else:
             part.unwanted.discard(sent.oid)
@@ -192,26 +192,28 @@ class StreamingDecoder(Decoder):
             time = EPOCH + timedelta(microseconds=microseconds)
         except OverflowError:
             raise _malformed(ord("c"), "its time is beyond the calendar") from None
-        self._gatherer.begin(xid, lsn, time)
-        layouts = self._replay(transaction)
+        self._begin(xid, lsn, time)
+        layouts, sent = self._replay(transaction)
         self._gatherer.commit(lsn, end)
         transaction.kept.drop()
         for subxid, oid, when in transaction.described:
             if subxid not in transaction.rolled_back and when > self._described.get(oid, 0):
                 self._described[oid] = when
-                self._layouts[oid] = layouts[oid]
+                self._layouts[oid], self._sent[oid] = layouts[oid], sent[oid]
 
-    def _replay(self, transaction: _UnderWay) -> Layouts:
+    def _replay(self, transaction: _UnderWay) -> tuple[Layouts, dict[bytes, RelationSent]]:
         """Decode the messages of a transaction; returns what is known of tables after it."""
         rolled_back = transaction.rolled_back
         outside, self._layouts = self._layouts, {}
+        sent_outside, self._sent = self._sent, {}
         self._replaying = True
         for message in self._pace(transaction.kept.blocks()):
             if not rolled_back or message[1:5] not in rolled_back:
                 self.feed(_without_xid(message))
         self._replaying = False
         layouts, self._layouts = self._layouts, outside
-        return layouts
+        sent, self._sent = self._sent, sent_outside
+        return layouts, sent
 
     def _describe(self, sent: RelationSent) -> None:
         if not self._replaying:

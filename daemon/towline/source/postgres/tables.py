@@ -20,11 +20,11 @@ from psycopg import sql
 from psycopg.sql import Composable
 
 from towline.change import Chunk, Cursor, Format, Relation, Visibility
-from towline.errors import SourceQueryFailed
+from towline.errors import SourceQueryFailed, SourceTableChanged
 from towline.frame import Frame
 from towline.postgres import catalog, session, statements
 from towline.source import Identity, KeyCount, SlotState
-from towline.source.postgres import key_count, rows
+from towline.source.postgres import key_count, look, rows
 from towline.source.postgres.high import High, Look
 from towline.source.postgres.key_order import EQUAL, KeyOrder, base_type, column_sql, type_sql
 from towline_transforms.schema import Catalog, Column, TableName, TypeKind
@@ -124,6 +124,11 @@ class PostgresTables:
         """The tables of those names; see `towline.postgres.catalog.describe`."""
         with self._session() as connection:
             return catalog.describe(connection, names)
+
+    def footprint(self, oids: Sequence[int], publication: str) -> str:
+        """See `towline.source.postgres.look.footprint`."""
+        with self._session() as connection:
+            return look.footprint(connection, oids, publication)
 
     def root_of(self, name: TableName) -> TableName | None:
         """The partitioned table at whose root a partition is; None when that table is none."""
@@ -247,13 +252,20 @@ def _snapshot(connection: psycopg.Connection, relation: Relation, order: KeyOrde
     """
     table = _from(relation, order).as_bytes(connection).replace(b"%", b"%%")
     as_seen = _SQL["as_seen"].replace(b"{table}", table)
-    names = {"schema": relation.name.schema, "name": relation.name.name}
+    names = {
+        "schema": relation.name.schema,
+        "name": relation.name.name,
+        "columns": [column.name for column in relation.columns],
+        "types": [column.type.oid for column in relation.columns],
+    }
     while True:
         connection.execute(_BEGIN)
         try:
             look = _look(connection)
             row = connection.execute(as_seen, names).fetchone()  # it has the table's lock from here on
             if row is not None and row[0]:
+                if row[1]:
+                    raise SourceTableChanged(f"{relation.name} has other columns now: {', '.join(row[1])}")
                 yield look
                 return
         finally:

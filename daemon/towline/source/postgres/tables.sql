@@ -76,7 +76,12 @@ SELECT
   AND EXISTS (SELECT FROM seen WHERE oid = to_regclass(format('%%I.%%I', %(schema)s, %(name)s)))
   AND NOT EXISTS (
     SELECT FROM parts LEFT JOIN pg_class c ON c.oid = parts.oid
-    WHERE c.oid IS NULL OR nullif(c.relfilenode, 0) IS DISTINCT FROM pg_relation_filenode(c.oid))
+    WHERE c.oid IS NULL OR nullif(c.relfilenode, 0) IS DISTINCT FROM pg_relation_filenode(c.oid)),
+  -- Columns that are gone by now, or have another type: what is read would not be what is expected.
+  ARRAY(
+    SELECT w.name FROM unnest(%(columns)s::text[], %(types)s::bigint[]) AS w(name, type)
+    LEFT JOIN (seen JOIN pg_attribute a ON a.attrelid = seen.oid AND NOT a.attisdropped) ON a.attname = w.name
+    WHERE a.atttypid IS DISTINCT FROM w.type::oid)
 ;
 
 -- name: flushed

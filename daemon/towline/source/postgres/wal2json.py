@@ -171,21 +171,26 @@ class Decoder:
         if relation is None or gatherer.skipping:
             return
         taken = self._columns[id(relation)]
+        lsn = gatherer.open[1]
+        older = lsn < relation.described
         rows: list[FramedRow]
         if action == "D":
-            rows = [_gone(name, taken, _values(name, taken, message, "identity"))]
+            rows = [_gone(name, taken, _values(name, taken, message, "identity", older))]
         else:
-            new = _values(name, taken, message, "columns")
+            new = _values(name, taken, message, "columns", older)
             if len(new) < len(message["columns"]):
-                check_added(name, relation, [entry["name"] for entry in message["columns"]])
+                check_added(name, relation, [entry["name"] for entry in message["columns"]], lsn)
+            stale = relation.untrusted(lsn) if relation.since else frozenset()
+            if older and len(new) < len(taken):
+                stale |= _of_another_type(taken, message["columns"])
             if len(new) == len(taken):
                 self._seen_whole.add(id(relation))
-            elif id(relation) in self._seen_whole:
-                _check_dropped(name, taken, new, action)
+            elif (relation.described and not older) or (not relation.described and id(relation) in self._seen_whole):
+                _check_dropped(name, taken, new, action, stale)
             if action == "I":
-                rows = [_inserted(name, taken, new)]
+                rows = [_inserted(name, taken, new, stale)]
             else:
-                rows = _updated(name, taken, new, _values(name, taken, message, "identity"))
+                rows = _updated(name, taken, new, _values(name, taken, message, "identity", older), stale)
         batch = gatherer.batch(id(relation), lambda: RowBatch(relation))
         if batch is not None:
             batch.rows += rows
@@ -197,25 +202,27 @@ class Decoder:
 # ---- Rows -----------------------------------------------------------------------------------------------------
 
 
-def _inserted(name: TableName, taken: Sequence[_Taken], new: Values) -> FramedRow:
+def _inserted(name: TableName, taken: Sequence[_Taken], new: Values, stale: frozenset[str]) -> FramedRow:
     for column in taken:
         if column.key and column.name not in new:
             raise lacking(name, column.name)
-    return _row(name, taken, new, INSERT)
+    return _row(name, taken, new, INSERT, stale)
 
 
-def _updated(name: TableName, taken: Sequence[_Taken], new: Values, old: Values) -> list[FramedRow]:
+def _updated(
+    name: TableName, taken: Sequence[_Taken], new: Values, old: Values, stale: frozenset[str]
+) -> list[FramedRow]:
     _check_key(name, taken, old)
     moved = any(column.key and new.get(column.name, old[column.name]) != old[column.name] for column in taken)
-    row = _row(name, taken, {**old, **new} if len(new) < len(taken) else new, UPDATE)
+    row = _row(name, taken, {**old, **new} if len(new) < len(taken) else new, UPDATE, stale)
     if not moved:
         return [row]
     return [_gone(name, taken, old), FramedRow(row.row, row.op, row.missing, row.unknown, back=1)]
 
 
-def _check_dropped(name: TableName, taken: Sequence[_Taken], new: Values, action: str) -> None:
+def _check_dropped(name: TableName, taken: Sequence[_Taken], new: Values, action: str, stale: frozenset[str]) -> None:
     for column in taken:
-        if column.name not in new and not (action == "U" and column.out_of_line):
+        if column.name not in new and column.name not in stale and not (action == "U" and column.out_of_line):
             raise lacking(name, column.name)
 
 
@@ -243,10 +250,15 @@ def _no_key(name: TableName, column: _Taken) -> StreamMalformed:
     )
 
 
-def _row(name: TableName, taken: Sequence[_Taken], values: Values, op: int) -> FramedRow:
+def _row(name: TableName, taken: Sequence[_Taken], values: Values, op: int, stale: frozenset[str]) -> FramedRow:
+    """``stale``: columns whose values in the log are not theirs, and have to be read again."""
     framed: list[bytes | None] = []
     missing = unknown = 0
     for column in taken:
+        if stale and column.name in stale and not column.key:
+            unknown |= 1 << column.place
+            framed.append(None)
+            continue
         try:
             value = values[column.name]
         except KeyError:
@@ -282,8 +294,17 @@ def _value(column: _Taken, value: Any) -> bytes | None:
 # ---- Parts of messages ----------------------------------------------------------------------------------------
 
 
-def _values(name: TableName, taken: Sequence[_Taken], message: Values, part: str) -> dict[str, Any]:
-    """The wanted columns of ``columns`` or ``identity`` by name, with the types that they should have."""
+def _of_another_type(taken: Sequence[_Taken], listed: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Columns that the log has with a type that they no longer have."""
+    types = {entry["name"]: entry["typeoid"] for entry in listed}
+    return frozenset(column.name for column in taken if types.get(column.name, column.type_oid) != column.type_oid)
+
+
+def _values(name: TableName, taken: Sequence[_Taken], message: Values, part: str, older: bool) -> dict[str, Any]:
+    """The wanted columns of ``columns`` or ``identity`` by name, with the types that they should have.
+
+    ``older``: the log is from before the relation was described; a column that had another type then is left out.
+    """
     listed = message.get(part)
     if not isinstance(listed, list):
         raise StreamMalformed(f"wal2json: a change of {name} has no {part}")
@@ -294,6 +315,8 @@ def _values(name: TableName, taken: Sequence[_Taken], message: Values, part: str
             entry = by_name.get(column.name)
             if entry is not None:
                 if entry["typeoid"] != column.type_oid:
+                    if older and not column.key:
+                        continue
                     raise SourceTableChanged(
                         f"column {column.name} of {name} is of the type with OID {entry['typeoid']} in the log "
                         f"at this point, and not of OID {column.type_oid}"

@@ -62,6 +62,7 @@ class Walsender:
     """A connection in replication mode. Raises SourceUnavailable and SourceRefused."""
 
     def __init__(self, dsn: str, *, application_name: str) -> None:
+        self._dsn = dsn
         given = session.connection_string(dsn, "source")
         options = str(conninfo.conninfo_to_dict(given).get("options") or "")
         target = session.connection_string(
@@ -106,10 +107,21 @@ class Walsender:
             raise errors.SlotInUse(f"the process {state.active_pid} is streaming from the replication slot {slot}")
 
     def check_publication(self, publication: str, routed: Routed) -> None:
-        """Raises what `published.problem` finds: servers from 18 on would do without a publication, too."""
+        """Raises what `published.problem` finds: servers from 18 on would do without a publication, too.
+
+        It is asked in a session of its own. The view of what is published opens each table, and a walsender that has
+        done so would decode the log with the columns that the tables have now, not with those that they had then.
+        """
         name = sql.Literal(publication)
-        found = self._query(sql.SQL(published.PUBLICATION).format(name=name))
-        tables = self._query(sql.SQL(published.PUBLISHED).format(name=name))
+        info = self._connection.info
+        here = {"host": info.host, "hostaddr": info.hostaddr, "port": str(info.port)}
+        dsn = conninfo.make_conninfo(self._dsn, **{key: value for key, value in here.items() if value})
+        with (
+            session.connect(dsn, application_name="towline publication", side="source") as connection,
+            session.translating("source"),
+        ):
+            found = connection.execute(sql.SQL(published.PUBLICATION).format(name=name)).fetchall()
+            tables = connection.execute(sql.SQL(published.PUBLISHED).format(name=name)).fetchall()
         refused = published.problem(publication, found, tables, routed.relations)
         if refused is not None:
             raise refused

@@ -22,7 +22,16 @@ from towline.target import Checkpoint, Counts, RouteState
 VERSION = 2
 
 #: Every control table; `setup` creates them when one is absent.
-TABLES = ("version", "checkpoint", "route_state", "ledger", "recount", "quarantine")
+TABLES = (
+    "version",
+    "checkpoint",
+    "route_state",
+    "ledger",
+    "recount",
+    "quarantine",
+    "source_table",
+    "revision",
+)
 
 _PRESENT = """
 SELECT c.relname::text

@@ -122,6 +122,28 @@ CREATE INDEX IF NOT EXISTS quarantine_behind ON {schema}.quarantine (pipeline, r
 
 CREATE INDEX IF NOT EXISTS quarantine_open ON {schema}.quarantine (pipeline, route) WHERE state = 'open';
 
+-- The source table of each route as it was taken in last: a later look is compared with it. table: a description, JSON
+-- in ASCII. columns: those that travel. since: by column, a position before which the log's values are not its own.
+-- accepted: `apply` was run since something changed that had halted the pipeline.
+CREATE TABLE IF NOT EXISTS {schema}.source_table (
+    pipeline   text,
+    route      text,
+    "table"    json NOT NULL,
+    columns    text[] NOT NULL,
+    position   pg_lsn NOT NULL,
+    since      json NOT NULL,
+    accepted   boolean NOT NULL DEFAULT false,
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (pipeline, route)
+);
+
+-- How often `apply` was run: a daemon that is running looks at it.
+CREATE TABLE IF NOT EXISTS {schema}.revision (
+    pipeline   text PRIMARY KEY,
+    number     bigint NOT NULL,
+    applied_at timestamptz NOT NULL
+);
+
 INSERT INTO {schema}.version (version)
 SELECT {version} WHERE NOT EXISTS (SELECT 1 FROM {schema}.version);
 

@@ -167,6 +167,14 @@ def _same(ours: str, theirs: str) -> bool:
     return ours.replace('"', "") == theirs.replace('"', "")
 
 
+def add_column(route: Route, name: str, placement: Placement) -> str:
+    """The statement that adds one of the source's columns to the target table, nullable and without a default."""
+    source, target = route.source.column(name), route.target.column(name)
+    typed = placement.type_of(source, target) + placement.collate(source.collation)
+    table = identifier(route.into.schema, route.into.name)
+    return f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {identifier(name)} {typed}"
+
+
 def create_table(route: Route, placement: Placement) -> str:
     """The statement that makes a route's target table, with the types of the source's columns of the same names."""
     lines = []

@@ -61,10 +61,20 @@ WHERE pipeline = %s AND state <> 'pending'
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The steps that are still to be done, in order, and the types that stand in the way."""
+    """What is still to be done, and the types that stand in the way.
 
-    steps: tuple[Step, ...]
+    ``made``: schemas, types, tables, columns. ``states``: the steps that name the routes to a daemon; what it needs at
+    the source is to be there by then.
+    """
+
+    made: tuple[Step, ...]
     problems: tuple[Problem, ...] = ()
+    states: tuple[Step, ...] = ()
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All of it, in order."""
+        return self.made + self.states
 
 
 def definitions_for(source: psycopg.Connection[Any], routes: Iterable[Route]) -> Definitions:
@@ -98,10 +108,12 @@ def plan(
     pipeline: str,
     routes: Sequence[Route],
     definitions: Definitions,
+    forgetting: bool = True,
 ) -> Plan:
     """What is to be done at the target. Reads only.
 
-    ``definitions``: see `definitions_for`. Raises ControlTablesForeign.
+    ``definitions``: see `definitions_for`. ``forgetting``: other routes of the pipeline are no more. Raises
+    ControlTablesForeign.
     """
     with translating("target"), connection.transaction():
         connection.execute(
@@ -114,14 +126,18 @@ def plan(
             steps.append(Step("target", f"control tables in schema {schema}", text))
         placed = placements(connection, routes, definitions)
         created = [route for route in routes if route.create]
-        types, problems = _types(connection, created, placed)
+        types, problems = _types(connection, [route for route in routes if route.create or route.added], placed)
         tables = _tables(connection, created, placed)
         if tables or types:
             steps += _schemas(connection, schema, created, [name for name, _ in types])
         steps += [step for _, step in types]
         steps += tables
-        steps += _route_states(connection, schema, pipeline, routes, known="route_state" in found)
-    return Plan(tuple(steps), tuple(problems))
+        steps += _columns(routes, placed)
+        known = control.read_states(connection, schema, pipeline) if "route_state" in found else {}
+        states = _new_states(schema, pipeline, [route.name for route in routes if route.name not in known])
+        if forgetting:
+            states += _gone_states(schema, pipeline, sorted(set(known) - {route.name for route in routes}))
+    return Plan(tuple(steps), tuple(problems), tuple(states))
 
 
 def execute(connection: psycopg.Connection[Any], steps: Iterable[Step]) -> None:
@@ -191,7 +207,8 @@ def _types(
     wanted: dict[tuple[str, str], tuple[TypeDefinition, Placement, Route]] = {}
     for route in created:
         placement = placed[route.name]
-        oids = [column.type.oid for column in route.source.columns if route.target.has(column.name)]
+        names = route.added if route.added else [column.name for column in route.target.columns]
+        oids = [column.type.oid for column in route.source.columns if column.name in names]
         for definition in placement.definitions.closure(oids):
             wanted.setdefault(placement.name_of(definition), (definition, placement, route))
     existing = typedefs.find(connection, wanted.keys()) if wanted else {}
@@ -240,6 +257,26 @@ def _tables(connection: psycopg.Connection[Any], created: Sequence[Route], place
     ]
 
 
+def _columns(routes: Sequence[Route], placed: dict[str, Placement]) -> list[Step]:
+    return [
+        Step("target", f"column {name} of {route.into}", ddl.add_column(route, name, placed[route.name]))
+        for route in routes
+        for name in route.added
+    ]
+
+
+def additions(
+    connection: psycopg.Connection[Any], routes: Sequence[Route], definitions: Definitions
+) -> tuple[list[Step], list[Problem]]:
+    """The steps that add columns to tables that exist, with their types; see `definitions_for`. Reads only."""
+    with connection.transaction():
+        connection.execute("SELECT pg_catalog.set_config('search_path', '', true)")
+        placed = placements(connection, routes, definitions)
+        types, problems = _types(connection, routes, placed)
+        schemas = _schemas(connection, "", [], [name for name, _ in types])
+    return [*schemas, *(step for _, step in types), *_columns(routes, placed)], problems
+
+
 def _schemas(
     connection: psycopg.Connection[Any], control_schema: str, created: Sequence[Route], types: Sequence[tuple[str, str]]
 ) -> list[Step]:
@@ -252,24 +289,24 @@ def _schemas(
     ]
 
 
-def _route_states(
-    connection: psycopg.Connection[Any], schema: str, pipeline: str, routes: Sequence[Route], *, known: bool
-) -> list[Step]:
-    """Rows of new routes, and the end of rows of routes that are no longer configured (copied anew if they return)."""
-    states = control.read_states(connection, schema, pipeline) if known else {}
-    names = [route.name for route in routes]
-    steps = []
-    if new := [name for name in names if name not in states]:
-        statement = sql.SQL(
-            "INSERT INTO {}.route_state (pipeline, route, state)\n"
-            "SELECT {}, route, 'pending' FROM unnest({}::text[]) AS route\n"
-            "ON CONFLICT (pipeline, route) DO NOTHING"
-        ).format(sql.Identifier(schema), sql.Literal(pipeline), sql.Literal(new))
-        count = "1 route" if len(new) == 1 else f"{len(new)} routes"
-        steps.append(Step("target", f"first copy of {count}", statement.as_string(connection)))
-    if gone := sorted(set(states) - set(names)):
-        statement = sql.SQL("DELETE FROM {}.route_state WHERE pipeline = {} AND route = ANY ({}::text[])").format(
-            sql.Identifier(schema), sql.Literal(pipeline), sql.Literal(gone)
-        )
-        steps.append(Step("target", f"{len(gone)} routes are no longer configured", statement.as_string(connection)))
-    return steps
+def _new_states(schema: str, pipeline: str, new: Sequence[str]) -> list[Step]:
+    """Rows of new routes."""
+    if not new:
+        return []
+    statement = sql.SQL(
+        "INSERT INTO {}.route_state (pipeline, route, state)\n"
+        "SELECT {}, route, 'pending' FROM unnest({}::text[]) AS route\n"
+        "ON CONFLICT (pipeline, route) DO NOTHING"
+    ).format(sql.Identifier(schema), sql.Literal(pipeline), sql.Literal(list(new)))
+    count = "1 route" if len(new) == 1 else f"{len(new)} routes"
+    return [Step("target", f"first copy of {count}", statement.as_string())]
+
+
+def _gone_states(schema: str, pipeline: str, gone: Sequence[str]) -> list[Step]:
+    """The end of rows of routes that are no longer configured; they are copied anew if they return."""
+    if not gone:
+        return []
+    statement = sql.SQL("DELETE FROM {}.route_state WHERE pipeline = {} AND route = ANY ({}::text[])").format(
+        sql.Identifier(schema), sql.Literal(pipeline), sql.Literal(list(gone))
+    )
+    return [Step("target", f"{len(gone)} routes are no longer configured", statement.as_string())]

@@ -344,6 +344,22 @@ class PostgresTarget:
             self._open = False
             self.sums.committed(self._position)
 
+    def adopt(self, statements: Sequence[str], states: Sequence[RouteState]) -> None:
+        """Run statements and record route states in one transaction, which is fenced like any other.
+
+        To be called after `open`, before anything is applied: the statements may change the routes' tables.
+        """
+        with self._call():
+            self._begin()
+            executor = self._executing()
+            for statement in statements:
+                executor.run(statement)
+            for state in states:
+                executor.run(*self._control.state(state))
+            executor.run("COMMIT")
+            executor.sync()
+            self._open = False
+
     def _begin(self, *, replaying: bool = False) -> None:
         """Begin a transaction and hold the checkpoint. ``replaying``: what was applied before will be once more."""
         if self._open:

@@ -1,0 +1,55 @@
+"""What a pipeline remembers of its source's tables: between the control tables' rows and `Remembered`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from towline import table_record
+from towline.schema_change import Remembered
+from towline.source.postgres.look import named
+from towline.target.postgres import control, source_tables
+from towline_transforms.schema import Catalog, TableName
+
+
+def read(target: psycopg.Connection[Any], schema: str, pipeline: str) -> dict[str, Remembered]:
+    """By route. A record of another form is as good as none."""
+    if "source_table" not in control.present(target, schema, upgrading=True):
+        return {}
+    found = {}
+    for route, table, columns, position, since, accepted in source_tables.read(target, schema, pipeline):
+        try:
+            found[route] = Remembered(route, table_record.load(table), columns, position, since, accepted)
+        except ValueError:
+            continue
+    return found
+
+
+def row(remembered: Remembered) -> source_tables.Row:
+    """As it is kept."""
+    return (
+        remembered.route,
+        table_record.dump(remembered.table),
+        remembered.columns,
+        remembered.position,
+        remembered.since,
+        remembered.accepted,
+    )
+
+
+def same(one: Remembered, other: Remembered) -> bool:
+    """Whether there is nothing new to remember."""
+    return not one.accepted and row(one)[1:3] == row(other)[1:3] and dict(one.since) == dict(other.since)
+
+
+def elsewhere(
+    source: psycopg.Connection[Any], remembered: dict[str, Remembered], catalog: Catalog
+) -> dict[int, TableName]:
+    """By OID: what the tables are called that are not found under their names."""
+    lost = set()
+    for each in remembered.values():
+        now = catalog.get(each.table.name)
+        if now is None or now.oid != each.table.oid:
+            lost.add(each.table.oid)
+    return named(source, sorted(lost))

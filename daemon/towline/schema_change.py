@@ -1,0 +1,191 @@
+"""What has changed of a source's table, and whether its routes can go on. Pure comparisons, no I/O.
+
+What is compared: the table as the pipeline took it in last (`Remembered`, kept at the target) with what the source's
+catalog says now. A table is told from others by its OID, a column by its number (pg_attribute.attnum): both stay when
+something is renamed, and are not used again when it is dropped.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from towline.errors import ColumnAdded, ColumnChanged, IdentityChanged, SourceTableChanged, TableGone, TableRecreated
+from towline_transforms.placement import widened
+from towline_transforms.route import OnSchemaChange, Route
+from towline_transforms.schema import Table, TableName
+
+
+class Kind(enum.StrEnum):
+    """What kind of difference it is."""
+
+    ADDED = "column added"
+    DROPPED = "column dropped"
+    RENAMED = "column renamed"
+    REPLACED = "column dropped and added again"
+    TYPE = "column type changed"
+    IDENTITY = "replica identity changed"
+    TABLE_DROPPED = "table dropped"
+    TABLE_RENAMED = "table renamed"
+    TABLE_MOVED = "table moved to another schema"
+    TABLE_RECREATED = "table dropped and made anew"
+
+
+#: Differences of a whole table, which is not there any more.
+GONE = frozenset({Kind.TABLE_DROPPED, Kind.TABLE_RENAMED, Kind.TABLE_MOVED})
+
+_ERRORS: Mapping[Kind, type[SourceTableChanged]] = {
+    Kind.ADDED: ColumnAdded,
+    Kind.DROPPED: ColumnChanged,
+    Kind.RENAMED: ColumnChanged,
+    Kind.REPLACED: ColumnChanged,
+    Kind.TYPE: ColumnChanged,
+    Kind.IDENTITY: IdentityChanged,
+    Kind.TABLE_DROPPED: TableGone,
+    Kind.TABLE_RENAMED: TableGone,
+    Kind.TABLE_MOVED: TableGone,
+    Kind.TABLE_RECREATED: TableRecreated,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One difference. ``column`` is empty for those of whole tables; ``was`` and ``now`` are types or names."""
+
+    kind: Kind
+    table: TableName
+    column: str = ""
+    was: str = ""
+    now: str = ""
+
+    def __str__(self) -> str:
+        what = f"{self.table}: {self.kind}" + (f": {self.column}" if self.column else "")
+        if self.was and self.now:
+            return f"{what} (was {self.was}, is {self.now})"
+        return what + (f" (was {self.was})" if self.was else f" ({self.now})" if self.now else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A route's source table as it was taken in. ``columns``: those that travelled for the route.
+
+    ``position``: where the source's log was then. ``since``: columns with a position before which the log's values are
+    not theirs. ``accepted``: `apply` was run since, and takes the table as it is now.
+    """
+
+    route: str
+    table: Table
+    columns: tuple[str, ...]
+    position: int
+    since: Mapping[str, int] = field(default_factory=dict)
+    accepted: bool = False
+
+
+def compare(was: Table, now: Table | None, elsewhere: TableName | None) -> tuple[Difference, ...]:
+    """How a table differs. ``now``: the table of its name; ``elsewhere``: what the table of its OID is called."""
+    if now is None:
+        if elsewhere is None:
+            return (Difference(Kind.TABLE_DROPPED, was.name),)
+        kind = Kind.TABLE_RENAMED if elsewhere.schema == was.name.schema else Kind.TABLE_MOVED
+        return (Difference(kind, was.name, "", str(was.name), str(elsewhere)),)
+    if now.oid != was.oid:
+        detail = f"the one of before is called {elsewhere}" if elsewhere is not None else ""
+        return (Difference(Kind.TABLE_RECREATED, now.name, "", "", detail),)
+    return (*_columns(was, now), *_identity(was, now))
+
+
+def _columns(was: Table, now: Table) -> list[Difference]:
+    by_number = {column.number: column for column in now.columns}
+    numbers = {column.number for column in was.columns}
+    found = []
+    for old in was.columns:
+        new = by_number.get(old.number)
+        if new is None:
+            if now.has(old.name):
+                kind, then = Kind.REPLACED, now.column(old.name).type.sql
+            else:
+                kind, then = Kind.DROPPED, ""
+            found.append(Difference(kind, now.name, old.name, old.type.sql, then))
+        elif new.name != old.name:
+            found.append(Difference(Kind.RENAMED, now.name, old.name, old.name, new.name))
+        elif (new.type.oid, new.type.sql) != (old.type.oid, old.type.sql):
+            found.append(Difference(Kind.TYPE, now.name, old.name, old.type.sql, new.type.sql))
+    found += [
+        Difference(Kind.ADDED, now.name, new.name, "", new.type.sql)
+        for new in now.columns
+        if new.number not in numbers and not was.has(new.name)
+    ]
+    return found
+
+
+def _identity(was: Table, now: Table) -> list[Difference]:
+    """By the columns' numbers: a renamed column is still the same."""
+    numbers = [[table.column(name).number for name in table.identity] for table in (was, now)]
+    if numbers[0] == numbers[1]:
+        return []
+    listed = [", ".join(table.identity) or "none" for table in (was, now)]
+    return [Difference(Kind.IDENTITY, now.name, "", *listed)]
+
+
+def needed(difference: Difference, remembered: Remembered) -> bool:
+    """Whether the route took what has changed."""
+    return not difference.column or difference.column in (*remembered.columns, *remembered.table.identity)
+
+
+def halts(difference: Difference, remembered: Remembered, policy: OnSchemaChange | None, target: Table | None) -> bool:
+    """Whether the route may not go on, though it holds against the catalogs as they are now.
+
+    ``policy``: of an identity route. ``target``: its table as it is.
+    """
+    kind, column = difference.kind, difference.column
+    if kind in GONE:
+        return True
+    if remembered.accepted or not needed(difference, remembered):
+        return False
+    if kind in (Kind.TABLE_RECREATED, Kind.IDENTITY):
+        return True
+    if kind in (Kind.TYPE, Kind.REPLACED) and column in remembered.table.identity:
+        return True
+    if policy is None or target is None or not target.has(column):
+        return False  # the SELECT no longer names it; or the target no longer has it
+    if kind is Kind.DROPPED:
+        return policy is OnSchemaChange.HALT
+    return kind is Kind.RENAMED and policy is not OnSchemaChange.EVOLVE
+
+
+def read_again(route: Route, remembered: Remembered, differences: Sequence[Difference]) -> tuple[frozenset[str], bool]:
+    """Columns that have to be read again for changes of before, and whether all rows have to be.
+
+    A column that a SELECT has come to name is filled from then on, as ever when a SELECT is changed.
+    """
+    if any(difference.kind is Kind.TABLE_RECREATED for difference in differences):
+        return frozenset(route.columns) - frozenset(route.source.identity), True
+    fresh = frozenset(route.columns) - frozenset(remembered.columns)
+    changed = {
+        difference.column
+        for difference in differences
+        if difference.column in route.columns
+        and (
+            difference.kind is Kind.REPLACED
+            or (difference.kind is Kind.TYPE and not _widened(difference, remembered.table, route.source))
+        )
+    }
+    everywhere = bool(changed) or (route.identity and bool(fresh))
+    return (fresh | changed) - frozenset(route.source.identity), everywhere
+
+
+def _widened(difference: Difference, was: Table, now: Table) -> bool:
+    """Whether a type has only a larger limit now: the values are the same."""
+    old, new = was.column(difference.column), now.column(difference.column)
+    return old.type.oid == new.type.oid and widened(old.type, new.type)
+
+
+def error_for(
+    differences: Sequence[Difference], routes: Collection[str], *, more: str = "", hint: str = ""
+) -> SourceTableChanged:
+    """The error that halts a pipeline, after the first difference. ``more``: what else there is to say."""
+    which = f"route {next(iter(routes))}" if len(routes) == 1 else f"routes {', '.join(sorted(routes))}"
+    detail = "; ".join(dict.fromkeys(map(str, differences)))
+    kind = _ERRORS[differences[0].kind]
+    return kind(f"{detail}. Needed by {which}." + (f" {more}" if more else ""), hint=hint)

@@ -1,0 +1,34 @@
+-- Looks at the source's catalog. Run with pg_catalog alone on the search_path; for PostgreSQL 13 to 18.
+
+-- name: position
+SELECT coalesce(pg_wal_lsn_diff(
+  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END, '0/0'), 0)::bigint
+;
+
+-- name: named
+SELECT c.oid::bigint, n.nspname::text, c.relname::text
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = ANY (%(oids)s::oid[])
+;
+
+-- name: footprint
+-- %% is a percent sign. Indexes: those that a replica identity can be made of.
+SELECT coalesce(md5(string_agg(part.line, E'\n' ORDER BY part.line)), '')
+FROM (
+  SELECT format('t %%s %%s %%s %%s %%s', c.oid, n.nspname, c.relname, c.relreplident, c.relpersistence) AS line
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.oid = ANY (%(oids)s::oid[])
+  UNION ALL
+  SELECT format('c %%s %%s %%s %%s %%s %%s', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated)
+  FROM pg_attribute a
+  WHERE a.attrelid = ANY (%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+  UNION ALL
+  SELECT format('i %%s %%s %%s %%s', i.indrelid, i.indkey, i.indisprimary, i.indisreplident)
+  FROM pg_index i
+  WHERE i.indrelid = ANY (%(oids)s::oid[]) AND (i.indisprimary OR i.indisreplident) AND i.indisvalid
+  UNION ALL
+  SELECT format('p %%s', r.prrelid)
+  FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+  WHERE r.prrelid = ANY (%(oids)s::oid[]) AND p.pubname = %(publication)s
+) AS part
+;

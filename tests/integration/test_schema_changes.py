@@ -1,0 +1,389 @@
+"""Changes of source tables while a pipeline runs: followed, gone on with, or halted for at their place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support.databases import NewDatabase
+from tests.support.line import Line
+from tests.support.wait import until
+from towline.demo.server import Server
+from towline.errors import (
+    ColumnAdded,
+    ColumnChanged,
+    EvolutionRefused,
+    IdentityChanged,
+    SourceTableChanged,
+    TableGone,
+    TableRecreated,
+)
+from towline.position import parse_lsn
+
+PLUGINS = pytest.mark.parametrize(
+    ("server", "plugin"), [("pg18", "pgoutput"), ("pg15", "wal2json")], ids=lambda value: str(value)
+)
+ITEM = """
+CREATE TABLE item (id int PRIMARY KEY, v text);
+INSERT INTO item SELECT n, 'v' || n FROM generate_series(1, 80) n;
+CREATE TABLE other (id int PRIMARY KEY, v text); INSERT INTO other VALUES (1, 'a');
+"""
+EVOLVE = "  - {from: public.*, into: replica.*, on_schema_change: evolve, on_truncate: delete}"
+NewLine = Callable[..., Line]
+
+
+@pytest.fixture
+def new_line(request: pytest.FixtureRequest, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> NewLine:
+    """Makes a source with tables, applied and caught up."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    server = parameters.get("server", "pg18")
+
+    def make(routes: str, script: str = ITEM, hub: str = "") -> Line:
+        source = new_database(request.getfixturevalue(server))
+        line = Line.make(tmp_path, source, new_database(hub18), routes, plugin=parameters.get("plugin", "pgoutput"))
+        line.at_source(script)
+        if hub:
+            line.at_hub(hub)
+        line.apply()
+        line.run()
+        return line
+
+    return make
+
+
+@contextmanager
+def running(line: Line) -> Iterator[list[BaseException]]:
+    """The pipeline runs in a thread while the block does; its error is given, and raised at the end."""
+    stop = threading.Event()
+    attempt = line.replication(stop.is_set)
+    failed: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            attempt.run(until_caught_up=False)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    try:
+        yield failed
+    finally:
+        stop.set()
+        if attempt.handle.pipeline is not None:
+            attempt.handle.pipeline.stop()
+        thread.join(20)
+        assert not thread.is_alive()
+        if failed:
+            raise failed[0]
+
+
+def caught_up(line: Line) -> None:
+    """Wait until all that the source has is durable at the hub, and copied."""
+    end = parse_lsn(line.at_source("SELECT pg_current_wal_flush_lsn()")[0][0])
+
+    def reached() -> bool:
+        position = parse_lsn(line.at_hub("SELECT position::text FROM towline.checkpoint")[0][0])
+        copied = line.at_hub("SELECT bool_and(state = 'streaming') FROM towline.route_state") == [(True,)]
+        return position >= end and copied
+
+    until(reached, 30)
+
+
+def equal(line: Line, table: str = "item", columns: str = "t") -> None:
+    """The hub's table has the source's rows, column by column by name."""
+    query = "SELECT to_jsonb({})::text FROM {} t ORDER BY id"
+    assert line.at_hub(query.format(columns, f"replica.{table}")) == line.at_source(query.format(columns, table))
+
+
+def _has_columns(line: Line, count: int) -> bool:
+    return line.at_hub("SELECT count(*) FROM information_schema.columns WHERE table_name = 'item'") == [(count,)]
+
+
+# ---- evolve -------------------------------------------------------------------------------------------------------
+
+
+@PLUGINS
+def test_added_columns_are_followed(new_line: NewLine, server: str, plugin: str) -> None:
+    """Defaults, NOT NULL, an enum, a generated column: rows that exist get their values, without a person."""
+    line = new_line(EVOLVE)
+    with running(line):
+        line.at_source("ALTER TABLE item ADD n numeric(10,2) NOT NULL DEFAULT 1.50; UPDATE item SET n = 2 WHERE id = 3")
+        line.at_source("CREATE TYPE mood AS ENUM ('sad', 'ok'); ALTER TABLE item ADD m mood DEFAULT 'ok', ADD w text")
+        line.at_source("INSERT INTO item VALUES (900, 'x', 5, 'sad', repeat('w', 9000))")
+        line.at_source(
+            "ALTER TABLE item ADD g int GENERATED ALWAYS AS (id * 2) STORED; UPDATE item SET v = '!' WHERE id = 9"
+        )
+        line.at_source("DELETE FROM item WHERE id = 4; UPDATE item SET id = 1000 WHERE id = 5")
+        caught_up(line)
+    equal(line, columns="(to_jsonb(t) - 'g')")
+    assert line.verify().differing == 0
+    kinds = line.at_hub(
+        "SELECT attname::text, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute"
+        " WHERE attrelid = 'replica.item'::regclass AND attnum > 2 ORDER BY attnum"
+    )
+    assert kinds == [("n", "numeric(10,2)", False), ("m", "replica.mood", False), ("w", "text", False)]
+
+
+@PLUGINS
+def test_several_changes_between_two_batches(new_line: NewLine, server: str, plugin: str) -> None:
+    """Columns come, go and come again under the same name and type, in transactions with rows before and after."""
+    line = new_line(EVOLVE)
+    line.at_source(
+        """
+        UPDATE item SET v = 'a' WHERE id = 1;
+        ALTER TABLE item ADD a int DEFAULT 7; UPDATE item SET a = 8 WHERE id <= 3;
+        ALTER TABLE item ADD b text DEFAULT repeat('b', 3000); INSERT INTO item VALUES (900, 'x', 1, 'y');
+        ALTER TABLE item DROP a; UPDATE item SET v = 'c' WHERE id BETWEEN 2 AND 5;
+        """
+    )
+    line.at_source(
+        "ALTER TABLE item ADD a int; UPDATE item SET a = id WHERE id BETWEEN 3 AND 10; DELETE FROM item WHERE id = 6"
+    )
+    line.at_source("ALTER TABLE item DROP a; ALTER TABLE item ADD a int; UPDATE item SET b = NULL WHERE id = 7")
+    line.run()
+    equal(line)
+    line.at_source("ALTER TABLE item DROP a; ALTER TABLE item ADD a int DEFAULT 3")
+    line.run()
+    equal(line)
+    assert line.verify().differing == 0
+
+
+@PLUGINS
+def test_following_under_load(new_line: NewLine, server: str, plugin: str) -> None:
+    """While transactions go on, each with a column added in its middle or beside it, the target equals the source."""
+    line = new_line(EVOLVE)
+    done = threading.Event()
+
+    def write() -> None:
+        with psycopg.connect(line.source, autocommit=True) as connection:
+            turn = 0
+            while not done.is_set():
+                turn += 1
+                with connection.transaction():
+                    connection.execute("UPDATE item SET v = %s WHERE id %% 7 = %s", (f"u{turn}", turn % 7))
+                    connection.execute("INSERT INTO item (id, v) VALUES (%s, 'new')", (1000 + turn,))
+                    if turn % 5 == 0:
+                        connection.execute("UPDATE item SET id = -id WHERE id = %s", (1000 + turn - 3,))
+                        connection.execute("DELETE FROM item WHERE id = %s", (1000 + turn - 4,))
+
+    writer = threading.Thread(target=write)
+    with running(line):
+        writer.start()
+        try:
+            for number in range(3):
+                with psycopg.connect(line.source) as connection:
+                    connection.execute("UPDATE item SET v = 'before' WHERE id = %s", (10 + number,))
+                    connection.execute(f"ALTER TABLE item ADD c{number} int DEFAULT {number}".encode())
+                    connection.execute(f"UPDATE item SET c{number} = id WHERE id < 20".encode())
+                until(partial(_has_columns, line, 3 + number), 20)
+        finally:
+            done.set()
+            writer.join()
+        caught_up(line)
+    equal(line)
+    assert line.verify().differing == 0
+
+
+def test_killed_around_the_adoption(new_line: NewLine) -> None:
+    """An end before or after the column was added at the target leaves nothing half done."""
+    line = new_line(EVOLVE)
+    line.at_source("ALTER TABLE item ADD n int DEFAULT 4; UPDATE item SET n = 5 WHERE id < 9")
+
+    class Killed(BaseException):
+        pass
+
+    for point in ("adopting", "adopted", "chunk-loaded"):
+
+        def kill(passed: str, at: str = point) -> None:
+            if passed == at:
+                raise Killed
+
+        with pytest.raises(Killed):
+            line.replication(announce=kill).run(until_caught_up=True)
+    line.run()
+    equal(line)
+
+
+def test_a_role_that_may_not_alter(new_line: NewLine) -> None:
+    """TL-505 names the statement; once it was run by hand, the pipeline goes on by itself, values included."""
+    line = new_line(EVOLVE)
+    line.at_hub(
+        "CREATE FUNCTION no() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN RAISE insufficient_privilege; END$$"
+    )
+    line.at_hub("CREATE EVENT TRIGGER no ON ddl_command_start WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION no()")
+    line.at_source("ALTER TABLE item ADD n int DEFAULT 4")
+    statement = 'ALTER TABLE "replica"."item" ADD COLUMN IF NOT EXISTS "n" integer'
+    with pytest.raises(EvolutionRefused) as raised:
+        line.run()
+    assert statement in raised.value.advice
+    line.at_hub("DROP EVENT TRIGGER no")
+    line.at_hub(statement)
+    line.run()
+    equal(line)
+
+
+# ---- halt and ignore ----------------------------------------------------------------------------------------------
+
+
+@PLUGINS
+def test_halts_at_the_exact_place(new_line: NewLine, server: str, plugin: str) -> None:
+    """What was committed before the change is applied, nothing after it; again after a restart; then a person acts."""
+    line = new_line("  - {from: public.*, into: replica.*}")
+    with pytest.raises(ColumnAdded, match=r"public\.item has a column n \(integer\)"), running(line) as failed:
+        line.at_source("UPDATE item SET v = 'before'; INSERT INTO other VALUES (2, 'before')")
+        line.at_source("ALTER TABLE item ADD n int DEFAULT 3")
+        line.at_source("INSERT INTO other VALUES (3, 'between')")
+        line.at_source("INSERT INTO item VALUES (900, 'x', 5)")
+        line.at_source("INSERT INTO other VALUES (4, 'after')")
+        until(lambda: bool(failed), 20)
+    for _ in range(2):
+        assert line.at_hub("SELECT id FROM replica.other ORDER BY id") == [(1,), (2,), (3,)]
+        assert line.at_hub("SELECT count(*) FROM replica.item WHERE v = 'before'") == [(80,)]
+        with pytest.raises(ColumnAdded):
+            line.run()
+    line.at_hub("ALTER TABLE replica.item ADD n int")
+    line.run()
+    equal(line)
+    equal(line, "other")
+
+
+@PLUGINS
+def test_ignored_until_told_otherwise(new_line: NewLine, server: str, plugin: str) -> None:
+    """The pipeline goes on without the column, also when started again; `apply` with evolve takes it in."""
+    line = new_line("  - {from: public.*, into: replica.*, on_schema_change: ignore}")
+    with running(line):
+        line.at_source("ALTER TABLE item ADD n int DEFAULT 3; INSERT INTO item VALUES (900, 'x', 5)")
+        caught_up(line)
+    line.at_source("UPDATE item SET n = 9 WHERE id = 1; INSERT INTO item VALUES (901, 'y', 6)")
+    line.apply()
+    line.run()
+    equal(line, columns="(to_jsonb(t) - 'n')")
+    assert line.verify().differing == 0
+    line.path.write_text(line.path.read_text().replace("ignore", "evolve"))
+    line.apply()
+    line.run()
+    equal(line)
+
+
+UNSAFE = [
+    ("ALTER TABLE item DROP v", ColumnChanged, "column dropped: v", "ALTER TABLE replica.item DROP v"),
+    ("ALTER TABLE item RENAME v TO w", ColumnChanged, "column renamed: v", "ALTER TABLE replica.item RENAME v TO w"),
+    (
+        "ALTER TABLE item ALTER v TYPE int USING length(v)",
+        ColumnChanged,
+        "was text, is integer",
+        "ALTER TABLE replica.item ALTER v TYPE int USING 0",
+    ),
+    (
+        "ALTER TABLE item DROP CONSTRAINT item_pkey, ADD PRIMARY KEY (id, v)",
+        IdentityChanged,
+        "was id, is id, v",
+        "ALTER TABLE replica.item ADD UNIQUE (id, v)",
+    ),
+    ("ALTER TABLE item RENAME TO thing", TableGone, "is public.thing", ""),
+    ("CREATE SCHEMA s; ALTER TABLE item SET SCHEMA s", TableGone, "is s.item", ""),
+    ("DROP TABLE item", TableGone, "table dropped", ""),
+    (
+        "DROP TABLE item; CREATE TABLE item (id int PRIMARY KEY, v text); INSERT INTO item VALUES (1, 'new')",
+        TableRecreated,
+        "made anew",
+        "",
+    ),
+]
+
+
+@PLUGINS
+@pytest.mark.parametrize(("change", "error", "said", "way_on"), UNSAFE, ids=lambda value: str(value)[:40])
+def test_unsafe_changes_halt(
+    new_line: NewLine, server: str, plugin: str, change: str, error: type[SourceTableChanged], said: str, way_on: str
+) -> None:
+    """Each says what it was and is; everything before it is applied. With the target changed, it goes on."""
+    line = new_line("  - {from: public.*, into: replica.*}")
+    line.at_source("UPDATE item SET v = 'before' WHERE id <= 10; INSERT INTO other VALUES (2, 'before')")
+    line.at_source(change)
+    with pytest.raises(error) as raised:
+        line.run()
+    assert said in raised.value.detail and "public.item" in raised.value.detail, raised.value.detail
+    # wal2json names tables only: changes of the old one could not be told from those of the new one.
+    before = 0 if error is TableRecreated and plugin == "wal2json" else 10
+    assert line.at_hub("SELECT count(*) FROM replica.item WHERE v = 'before'") == [(before,)]
+    assert line.at_hub("SELECT count(*) FROM replica.other") == [(2 if before else 1,)]
+    with pytest.raises(error):
+        line.run()
+    if way_on:
+        line.at_hub(way_on)
+        line.apply()
+        line.run()
+        equal(line)
+    elif error is TableRecreated:
+        line.apply()
+        line.run()
+        line.verify(repair=True)
+        equal(line)
+    else:
+        line.apply()
+        line.at_source("INSERT INTO other VALUES (9, 'after')")
+        line.run()
+    equal(line, "other")
+
+
+@PLUGINS
+def test_unsafe_changes_are_seen_while_running(new_line: NewLine, server: str, plugin: str) -> None:
+    """A table that is dropped says nothing in the log: the catalog is looked at now and then."""
+    line = new_line("  - {from: public.*, into: replica.*, on_schema_change: evolve}")
+    with pytest.raises(TableGone), running(line) as failed:
+        line.at_source("UPDATE item SET v = 'before'")
+        caught_up(line)
+        line.at_source("DROP TABLE item")
+        until(lambda: bool(failed), 20)
+
+
+@PLUGINS
+def test_safe_changes_go_on(new_line: NewLine, server: str, plugin: str) -> None:
+    """What no route needs, what the target can follow: a wider type, columns that a SELECT does not name, FULL."""
+    line = new_line(
+        "  - {from: public.item, into: replica.item, on_schema_change: evolve}\n"
+        "  - {name: chosen, from: public.wide, into: replica.wide, select: 'SELECT id, v, extra FROM wide'}",
+        ITEM + "CREATE TABLE wide (id int PRIMARY KEY, v varchar(10), extra int);"
+        "INSERT INTO wide SELECT n, 'v' || n, n FROM generate_series(1, 50) n",
+        "CREATE SCHEMA replica; CREATE TABLE replica.wide (id int PRIMARY KEY, v text, extra bigint)",
+    )
+    with running(line):
+        line.at_source("ALTER TABLE wide ADD n int DEFAULT 1; UPDATE wide SET n = 2, v = 'a' WHERE id < 10")
+        line.at_source("ALTER TABLE wide ALTER v TYPE varchar(20); UPDATE wide SET v = repeat('v', 20) WHERE id = 11")
+        line.at_source("ALTER TABLE wide RENAME n TO m; ALTER TABLE wide ALTER extra TYPE bigint")
+        line.at_source("ALTER TABLE wide ALTER v TYPE text USING v || '!'; UPDATE wide SET v = 'c' WHERE id = 13")
+        line.at_source("ALTER TABLE item REPLICA IDENTITY FULL; UPDATE item SET v = 'full' WHERE id = 1")
+        line.at_source("ALTER TABLE item RENAME v TO w; UPDATE item SET w = 'renamed' WHERE id = 2")
+        caught_up(line)
+        until(lambda: line.at_hub("SELECT v FROM replica.wide WHERE id = 50") == [("v50!",)], 10)
+        caught_up(line)
+    assert line.verify().differing == 0
+    assert line.at_hub("SELECT id, v FROM replica.wide ORDER BY 1") == line.at_source(
+        "SELECT id, v FROM wide ORDER BY 1"
+    )
+
+
+# ---- new tables ---------------------------------------------------------------------------------------------------
+
+
+@PLUGINS
+def test_apply_is_noticed(new_line: NewLine, server: str, plugin: str) -> None:
+    """A daemon takes a new table by itself once `apply` was run, and is hardly away from the others for that."""
+    line = new_line("  - {from: public.*, into: replica.*}")
+    with running(line):
+        caught_up(line)
+        line.at_source("CREATE TABLE late (id int PRIMARY KEY, v text); INSERT INTO late VALUES (1, 'a')")
+        line.apply()
+        line.at_source("INSERT INTO late VALUES (2, 'b'); UPDATE item SET v = 'x'")
+        until(lambda: line.at_hub("SELECT count(*) FROM replica.late") == [(2,)], 20)
+        caught_up(line)
+    equal(line)
+    equal(line, "late")

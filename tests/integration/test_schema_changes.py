@@ -179,6 +179,7 @@ def test_following_under_load(new_line: NewLine, server: str, plugin: str) -> No
         try:
             for number in range(3):
                 with psycopg.connect(line.source) as connection:
+                    connection.execute("LOCK TABLE item")
                     connection.execute("UPDATE item SET v = 'before' WHERE id = %s", (10 + number,))
                     connection.execute(f"ALTER TABLE item ADD c{number} int DEFAULT {number}".encode())
                     connection.execute(f"UPDATE item SET c{number} = id WHERE id < 20".encode())

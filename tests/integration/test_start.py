@@ -11,8 +11,8 @@ from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from towline.demo.server import Server
 from towline.errors import (
-    NotSetUp,
     ColumnChanged,
+    NotSetUp,
     RoutesRefused,
     SlotAhead,
     SlotInUse,

@@ -117,6 +117,8 @@ class RunningSums:
             self._emptied(relation.name, active)
         for rowset in piece.rowsets:
             name = rowset.relation.name
+            if rowset.relation is not self._relations.get(name):
+                self._redefined(rowset.relation)
             routes = [route for route in self._routes.get(name, ()) if route in active]
             recount = self._recount if self._recount is not None and self._recount.relation.name == name else None
             if not len(rowset) or not (routes or recount):
@@ -136,6 +138,16 @@ class RunningSums:
             operations=(entry.operations + change.operations) % MODULUS,
             total=None if entry.total is None else entry.total + keys,
         )
+
+    def _redefined(self, relation: Relation) -> None:
+        """The table was changed while the daemon runs; if its key was, the sums are over something else now."""
+        form = key_form(relation)
+        self._relations[relation.name] = relation
+        for route in self._routes.get(relation.name, ()):
+            if (entry := self._entry(route)).form != form:
+                self._working[route] = replace(entry, form=form, keys=None, total=None)
+                if self._recount is not None and self._recount.relation.name == relation.name:
+                    self._drop_recount()
 
     def _emptied(self, table: TableName, active: AbstractSet[str]) -> None:
         """The source has no key of that table any more, whatever the routes do about it."""

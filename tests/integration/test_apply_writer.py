@@ -16,7 +16,7 @@ from tests.support.checked import spec
 from tests.support.databases import create_database, drop_database
 from towline.change import INSERT, UPDATE, Format, Piece, RowSet, Transaction
 from towline.demo.server import Server
-from towline.errors import NotSetUp, RowRefused, TargetConflict, TargetUnavailable
+from towline.errors import LedgerImbalance, NotSetUp, RowRefused, TargetConflict, TargetUnavailable
 from towline.frame import Frame
 from towline.postgres.session import connect
 from towline.target.postgres import writer
@@ -112,6 +112,24 @@ def test_a_lost_connection(hub: Hub) -> None:
         target.rollback()
         target.close()
     assert hub.rows("SELECT * FROM hub.item") == []
+
+
+def test_figures_that_do_not_add_up_are_not_committed(hub: Hub) -> None:
+    """What is applied twice, behind the ledger's back, is found before anything of it is durable."""
+    hub.set_up(ITEM, spec("src.item", "hub.item"))
+    target = hub.target()
+    hub.apply(hub.batch().insert("item", id="1"), target=target)
+    piece = hub.batch().insert("item", id="2").piece(START + 1)
+    target.begin()
+    target.apply(piece, {"src.item"}, hub.reread)
+    target._applying().apply(piece, {"src.item"}, hub.reread)
+    with pytest.raises(LedgerImbalance, match=r"src\.item: 1 rows came from the source, 2 were seen"):
+        target.commit(START + 1, WHEN)
+    target.rollback()
+    assert hub.rows("SELECT id FROM hub.item") == [(1,)]
+    assert hub.ledger()["src.item"][0] == 1
+    hub.apply(piece, target=target)
+    assert hub.rows("SELECT id FROM hub.item ORDER BY 1") == [(1,), (2,)]
 
 
 def test_close_ends_a_call_of_another_thread(hub: Hub) -> None:

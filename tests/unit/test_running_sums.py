@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -31,12 +32,17 @@ def keys(*numbers: int) -> KeySum:
     return sum_of(frame(list(numbers)), RELATION)
 
 
-def piece(end: int, *transactions: tuple[int, list[tuple[int, int]]], truncated: bool = False) -> Piece:
+def piece(
+    end: int,
+    *transactions: tuple[int, list[tuple[int, int]]],
+    truncated: bool = False,
+    relation: Relation = RELATION,
+) -> Piece:
     """Transactions by xid, each with its changes (operation, key)."""
     changes = [change for _, made in transactions for change in made]
     firsts = np.cumsum([0, *(len(made) for _, made in transactions)]).tolist()
     rowset = RowSet(
-        RELATION,
+        relation,
         frame([key for _, key in changes]),
         np.array([op for op, _ in changes], dtype=np.uint8),
         np.arange(len(changes)),
@@ -83,6 +89,20 @@ def test_a_sum_of_another_form_is_void() -> None:
     assert running.uncounted() == []
     copying = RunningSums([ROUTE], [RELATION], {"t": Running(keys(1), FORM)}, [])
     assert (copying.checksums(), copying.uncounted()) == ({"t": Checksum.UNKNOWN}, [])
+
+
+def test_a_key_that_changes_on_the_way_voids_the_sum() -> None:
+    """A table may be changed while the daemon runs: other columns leave the sum as it is, another key does not."""
+    running = sums(keys(1, 2))
+    wider = replace(ROUTE.source, row_estimate=99)
+    assert (
+        commit(running, piece(10, (5, [(INSERT, 3)]), relation=Relation(wider, wider.columns, Format.BINARY)))
+        is not None
+    )
+    text = Relation(ROUTE.source, ROUTE.source.columns, Format.TEXT)
+    assert commit(running, piece(20, (6, [(INSERT, 4)]), relation=text)) is None
+    assert running.uncounted() == [text]
+    assert commit(running, piece(30, (7, [(INSERT, 5)]), relation=text)) is None
 
 
 def test_loading_a_chunk_voids_the_sum() -> None:

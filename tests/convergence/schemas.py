@@ -1,0 +1,322 @@
+"""The schemas that histories are made for: tables, routes, what may be done to them, and what must be equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+Sql = SearchStrategy[str]
+
+#: Values are written as SQL, so that PostgreSQL is the only one to interpret them.
+TEXTS = ("NULL", "''", "'a'", "'b'", "'ü €'", "repeat('long ', 900)", "repeat('other ', 900)")
+NUMBERS = ("NULL", "0", "1.0", "1.00", "-12.5", "'NaN'", "'Infinity'", "1e20")
+FLOATS = ("NULL", "0", "'-0'", "1e-7", "'NaN'", "'-Infinity'", "0.1")
+CODES = ("NULL", "'w'", "'x'", "'y'", "'z'")
+KEYS = st.integers(1, 6)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """``source`` and ``hub``: scripts that make the tables. ``fill``: the first rows, for ``{rows}`` of them.
+
+    ``equal``: queries at the source and at the hub that must give the same rows. ``tables``, ``copies``: what to empty
+    between histories. ``max_rows``: how large pieces may be.
+    """
+
+    name: str
+    source: str
+    routes: str
+    fill: str
+    operations: Sql
+    equal: tuple[tuple[str, str], ...]
+    tables: tuple[str, ...]
+    copies: tuple[str, ...]
+    hub: str = "SELECT"
+    plugins: tuple[str, ...] = ("pgoutput", "wal2json")
+    max_rows: tuple[int, ...] = (20_000, 1, 3)
+
+
+def _pick(values: Sequence[str]) -> Sql:
+    return st.sampled_from(values)
+
+
+def _sql(template: str, **parts: SearchStrategy[object]) -> Sql:
+    return st.fixed_dictionaries(parts).map(lambda drawn: template.format(**drawn))
+
+
+def _same(*tables: str) -> tuple[tuple[str, str], ...]:
+    query = "SELECT t::text FROM {}.{} t ORDER BY 1"
+    return tuple((query.format("public", table), query.format("replica", table)) for table in tables)
+
+
+def _set(table: str, key: str, **columns: Sequence[str]) -> list[Sql]:
+    return [
+        _sql(f"UPDATE {table} SET {column} = {{value}} WHERE {key} = {{key}}", value=_pick(values), key=KEYS)
+        for column, values in columns.items()
+    ]
+
+
+_SWAP = (
+    "DO $$ DECLARE x text := (SELECT code FROM {table} WHERE id = {a}); y text := (SELECT code FROM {table} WHERE id ="
+    " {b}); BEGIN UPDATE {table} SET code = NULL WHERE id = {a}; UPDATE {table} SET code = x WHERE id = {b};"
+    " UPDATE {table} SET code = y WHERE id = {a}; END $$"
+)
+
+_ROUTES = "  - {from: public.*, into: replica.*, on_truncate: delete}"
+
+
+def _keyed(table: str) -> list[Sql]:
+    """For tables of id, code (unique), note (out of line), amount, ratio."""
+    return [
+        _sql(
+            f"INSERT INTO {table} VALUES ({{key}}, {{code}}, {{note}}, {{amount}}, {{ratio}}) ON CONFLICT DO NOTHING",
+            **{"key": KEYS, "code": _pick(CODES), "note": _pick(TEXTS)},
+            **{"amount": _pick(NUMBERS), "ratio": _pick(FLOATS)},
+        ),
+        *_set(table, "id", code=CODES, note=TEXTS, amount=NUMBERS, ratio=FLOATS),
+        _sql(f"UPDATE {table} SET id = {{to}} WHERE id = {{key}}", key=KEYS, to=KEYS),
+        _sql(
+            f"UPDATE {table} SET id = {{to}}, note = {{note}} WHERE id = {{key}}", key=KEYS, to=KEYS, note=_pick(TEXTS)
+        ),
+        _sql(
+            f"UPDATE {table} SET id = {{to}}, code = {{code}} WHERE id = {{key}}", key=KEYS, to=KEYS, code=_pick(CODES)
+        ),
+        _sql(f"DELETE FROM {table} WHERE id = {{key}}", key=KEYS),
+        _sql(_SWAP.replace("{table}", table), a=KEYS, b=KEYS),
+        _sql(f"UPDATE {table} SET amount = amount + {{more}}", more=st.integers(0, 3)),
+        _sql(f"UPDATE {table} SET id = -id WHERE id > {{key}}", key=KEYS),
+        _sql(
+            f"INSERT INTO {table} SELECT n, 'c' || n, {{note}} FROM generate_series(100, {{last}}) n"
+            " ON CONFLICT DO NOTHING",
+            note=_pick(TEXTS),
+            last=st.sampled_from((101, 110, 400)),
+        ),
+        _sql(f"DELETE FROM {table} WHERE id >= {{first}}", first=st.sampled_from((100, 105))),
+        _sql(f"TRUNCATE {table}"),
+    ]
+
+
+_KEYED_FILL = (
+    "INSERT INTO {table} SELECT n, 'f' || n, repeat(md5(n::text), n % 2 * 90), n FROM generate_series(1, {{rows}}) n"
+)
+
+
+KEYED = Schema(
+    "unique keys and TOAST",
+    source="""
+        CREATE TABLE item (id int PRIMARY KEY, code text UNIQUE, note text, amount numeric, ratio float8);
+        ALTER TABLE item ALTER note SET STORAGE EXTERNAL;
+    """,
+    hub="""
+        CREATE SCHEMA replica;
+        CREATE TABLE replica.item (id int PRIMARY KEY, code text UNIQUE, note text, amount numeric, ratio float8);
+    """,
+    routes=_ROUTES,
+    fill=_KEYED_FILL.format(table="item"),
+    operations=st.one_of(_keyed("item")),
+    equal=_same("item"),
+    tables=("item",),
+    copies=("replica.item",),
+)
+
+WHOLE = Schema(
+    "REPLICA IDENTITY FULL",
+    source="""
+        CREATE TABLE item (id int PRIMARY KEY, code text UNIQUE, note text, amount numeric, ratio float8);
+        ALTER TABLE item ALTER note SET STORAGE EXTERNAL; ALTER TABLE item REPLICA IDENTITY FULL;
+    """,
+    routes=_ROUTES,
+    fill=_KEYED_FILL.format(table="item"),
+    operations=st.one_of(_keyed("item")),
+    equal=_same("item"),
+    tables=("item",),
+    copies=("replica.item",),
+)
+
+FAMILY = Schema(
+    "foreign keys",
+    source="""
+        CREATE TABLE party (id int PRIMARY KEY, code text UNIQUE);
+        CREATE TABLE sale (id int PRIMARY KEY, party int REFERENCES party ON UPDATE CASCADE ON DELETE CASCADE, v text);
+        CREATE TABLE line (sale int REFERENCES sale ON UPDATE CASCADE ON DELETE CASCADE, n int, v text,
+                           PRIMARY KEY (sale, n));
+    """,
+    hub="""
+        CREATE SCHEMA replica;
+        CREATE TABLE replica.party (id int PRIMARY KEY, code text UNIQUE);
+        CREATE TABLE replica.sale (id int PRIMARY KEY, party int REFERENCES replica.party DEFERRABLE, v text);
+        CREATE TABLE replica.line (sale int REFERENCES replica.sale DEFERRABLE, n int, v text, PRIMARY KEY (sale, n));
+    """,
+    routes=_ROUTES,
+    fill="""
+        INSERT INTO party SELECT n, 'f' || n FROM generate_series(1, {rows}) n;
+        INSERT INTO sale SELECT n, n, 'v' FROM generate_series(1, {rows}) n;
+        INSERT INTO line SELECT n, m, 'v' FROM generate_series(1, {rows}) n, generate_series(1, 2) m
+    """,
+    operations=st.one_of(
+        _sql("INSERT INTO party VALUES ({key}, {code}) ON CONFLICT DO NOTHING", key=KEYS, code=_pick(CODES)),
+        _sql("INSERT INTO sale VALUES ({key}, {party}, 'new') ON CONFLICT DO NOTHING", key=KEYS, party=KEYS),
+        _sql("INSERT INTO line VALUES ({sale}, {n}, 'new') ON CONFLICT DO NOTHING", sale=KEYS, n=KEYS),
+        _sql(
+            "WITH p AS (INSERT INTO party VALUES ({key}) ON CONFLICT DO NOTHING RETURNING id)"
+            " INSERT INTO sale SELECT id, id, 'both' FROM p ON CONFLICT DO NOTHING",
+            key=KEYS,
+        ),
+        _sql("DELETE FROM party WHERE id = {key}", key=KEYS),
+        _sql("DELETE FROM sale WHERE id = {key}", key=KEYS),
+        _sql("DELETE FROM line WHERE n = {key}", key=KEYS),
+        _sql("UPDATE party SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        _sql("UPDATE sale SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        _sql("UPDATE sale SET party = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        _sql("UPDATE line SET sale = {to} WHERE sale = {key} AND n = 1", key=KEYS, to=KEYS),
+        _sql("UPDATE sale SET party = NULL"),
+        *_set("party", "id", code=CODES),
+        _sql(_SWAP.replace("{table}", "party"), a=KEYS, b=KEYS),
+        _sql("TRUNCATE party CASCADE"),
+        _sql("TRUNCATE line"),
+    ),
+    equal=_same("party", "sale", "line"),
+    tables=("party", "sale", "line"),
+    copies=("replica.party", "replica.sale", "replica.line"),
+)
+
+#: A cascade deletes the parent first. What is not DEFERRABLE can therefore not hold between two pieces.
+STRICT = replace(
+    FAMILY,
+    name="foreign keys, not deferrable",
+    hub=FAMILY.hub.replace(" DEFERRABLE", ""),
+    max_rows=(20_000,),
+    plugins=("pgoutput",),
+)
+
+_KINDS = ("NULL", "'draft'", "'open'", "'it''s done'")
+_ARRAYS = ("NULL", "'{}'", "'{1,NULL,3}'", "'{{1,2},{3,4}}'")
+_TIMES = ("NULL", "'2026-01-01 00:00:00.000001+00'", "'infinity'", "'0044-03-15 00:00:00+00 BC'")
+
+COMPOSITE = Schema(
+    "composite key, USING INDEX, generated columns, enums, arrays",
+    source="""
+        CREATE TYPE kind AS ENUM ('draft', 'open', 'it''s done');
+        CREATE DOMAIN small AS int CHECK (value < 1000);
+        CREATE TABLE part (id serial PRIMARY KEY, b text NOT NULL, a int NOT NULL, kind kind, numbers int[],
+                           at timestamptz, n small, twice int GENERATED ALWAYS AS (a * 2) STORED, raw bytea);
+        CREATE UNIQUE INDEX part_key ON part (a, b); ALTER TABLE part REPLICA IDENTITY USING INDEX part_key;
+    """,
+    routes=_ROUTES,
+    fill="INSERT INTO part (b, a, kind) SELECT 'b' || n % 3, n, 'open' FROM generate_series(1, {rows}) n",
+    operations=st.one_of(
+        _sql(
+            "INSERT INTO part (b, a, kind, numbers, at) VALUES ({b}, {a}, {kind}, {numbers}, {at})"
+            " ON CONFLICT DO NOTHING",
+            **{"b": _pick(("'b0'", "'b1'", "''")), "a": KEYS, "kind": _pick(_KINDS)},
+            **{"numbers": _pick(_ARRAYS), "at": _pick(_TIMES)},
+        ),
+        *_set("part", "a", kind=_KINDS, numbers=_ARRAYS, at=_TIMES, n=("NULL", "7"), raw=("NULL", r"'\x00ff'", "''")),
+        _sql("UPDATE part SET a = {to} WHERE a = {key}", key=KEYS, to=KEYS),
+        _sql("UPDATE part SET b = {to} WHERE a = {key}", key=KEYS, to=_pick(("'b0'", "'b2'", "'é'"))),
+        _sql("UPDATE part SET id = id + 100 WHERE a = {key}", key=KEYS),
+        _sql("DELETE FROM part WHERE a = {key}", key=KEYS),
+        _sql("DELETE FROM part WHERE a = {key} AND b = 'b1'", key=KEYS),
+        _sql("INSERT INTO part (b, a) SELECT 'm', n FROM generate_series(100, 300) n ON CONFLICT DO NOTHING"),
+        _sql("UPDATE part SET numbers = numbers || a"),
+        _sql("TRUNCATE part"),
+    ),
+    equal=_same("part"),
+    tables=("part",),
+    copies=("replica.part",),
+)
+
+PARTITIONED = Schema(
+    "a partitioned table",
+    source="""
+        CREATE TABLE event (id int, day int, note text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+        CREATE TABLE event_1 PARTITION OF event FOR VALUES FROM (0) TO (4);
+        CREATE TABLE event_2 PARTITION OF event FOR VALUES FROM (4) TO (1000);
+    """,
+    routes="  - {from: public.event, into: replica.event, on_truncate: delete}",
+    fill="INSERT INTO event SELECT n, n, 'n' FROM generate_series(1, {rows}) n",
+    operations=st.one_of(
+        _sql("INSERT INTO event VALUES ({id}, {day}, 'new') ON CONFLICT DO NOTHING", id=KEYS, day=KEYS),
+        _sql("UPDATE event SET day = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        _sql("UPDATE event SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        *_set("event", "day", note=TEXTS),
+        _sql("UPDATE event SET day = day + 1"),
+        _sql("DELETE FROM event WHERE day = {key}", key=KEYS),
+        _sql("INSERT INTO event SELECT n, n % 8, 'm' FROM generate_series(100, 300) n ON CONFLICT DO NOTHING"),
+        _sql("TRUNCATE event"),
+    ),
+    equal=_same("event"),
+    tables=("event",),
+    copies=("replica.event",),
+)
+
+SELECTED = Schema(
+    "SELECT routes",
+    source="""
+        CREATE TABLE sale (id int PRIMARY KEY, party int, amount numeric, state text, note text);
+        ALTER TABLE sale ALTER note SET STORAGE EXTERNAL;
+    """,
+    hub="""
+        CREATE SCHEMA hub;
+        CREATE TABLE hub.crosswalk (party int PRIMARY KEY, code text);
+        INSERT INTO hub.crosswalk VALUES (0, 'acme'), (1, 'zed'), (2, NULL);
+        CREATE TABLE hub.trade_order (order_no text PRIMARY KEY, customer text, total numeric, note_size int);
+        CREATE TABLE hub.copied (id int PRIMARY KEY, state text);
+        CREATE TABLE hub.inner_joined (id int PRIMARY KEY, code text);
+    """,
+    routes="""
+  - name: order
+    from: public.sale
+    into: hub.trade_order
+    on_truncate: delete
+    select: |
+      SELECT 'SO-' || s.id AS order_no, upper(c.code) AS customer, s.amount * 2 AS total, length(s.note) AS note_size
+      FROM sale s LEFT JOIN hub.crosswalk c ON c.party = s.party
+      WHERE s.state <> 'draft'
+  - name: copied
+    from: public.sale
+    into: hub.copied
+    on_truncate: delete
+    select: SELECT id, state FROM sale
+  - name: joined
+    from: public.sale
+    into: hub.inner_joined
+    on_truncate: delete
+    select: SELECT s.id, c.code FROM sale s JOIN hub.crosswalk c ON c.party = s.party
+""",
+    fill="INSERT INTO sale SELECT n, n % 4, n, (ARRAY['draft', 'open'])[1 + n % 2], repeat('n', n * 700)"
+    " FROM generate_series(1, {rows}) n",
+    operations=st.one_of(
+        _sql(
+            "INSERT INTO sale VALUES ({id}, {party}, {amount}, {state}, {note}) ON CONFLICT DO NOTHING",
+            **{"id": KEYS, "party": st.integers(0, 3), "amount": _pick(NUMBERS)},
+            **{"state": _pick(_KINDS), "note": _pick(TEXTS)},
+        ),
+        *_set("sale", "id", state=_KINDS, amount=NUMBERS, note=TEXTS, party=("NULL", "0", "1", "2", "3")),
+        _sql("UPDATE sale SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        _sql("UPDATE sale SET id = {to}, state = {state} WHERE id = {key}", key=KEYS, to=KEYS, state=_pick(_KINDS)),
+        _sql("DELETE FROM sale WHERE id = {key}", key=KEYS),
+        _sql("UPDATE sale SET state = CASE state WHEN 'draft' THEN 'open' ELSE 'draft' END"),
+        _sql("INSERT INTO sale SELECT n, n % 4, n, 'open' FROM generate_series(100, 300) n ON CONFLICT DO NOTHING"),
+        _sql("TRUNCATE sale"),
+    ),
+    equal=(
+        (
+            "SELECT 'SO-' || id, CASE party WHEN 0 THEN 'ACME' WHEN 1 THEN 'ZED' END, (amount * 2)::text,"
+            " length(note)::text FROM sale WHERE state <> 'draft' ORDER BY 1",
+            "SELECT order_no, customer, total::text, note_size::text FROM hub.trade_order ORDER BY 1",
+        ),
+        ("SELECT id, state FROM sale ORDER BY 1", "SELECT id, state FROM hub.copied ORDER BY 1"),
+        (
+            "SELECT id, (ARRAY['acme', 'zed', NULL])[party + 1] FROM sale WHERE party BETWEEN 0 AND 2 ORDER BY 1",
+            "SELECT id, code FROM hub.inner_joined ORDER BY 1",
+        ),
+    ),
+    tables=("sale",),
+    copies=("hub.trade_order", "hub.copied", "hub.inner_joined"),
+)
+
+SCHEMAS = {schema.name: schema for schema in (KEYED, WHOLE, FAMILY, STRICT, COMPOSITE, PARTITIONED, SELECTED)}

@@ -14,6 +14,7 @@ TRYTON_STAMP := $(TRYTON_VENV)/installed-$(shell { pwd; cat tests/tryton/require
 
 DEMO_ARGS ?=
 FAULTS_ARGS ?=
+SOAK_ARGS ?=
 TEST_ARGS ?=
 # A worker for each core, each with servers of its own: most tests wait for a server most of the time.
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -23,7 +24,7 @@ SELECTION := -m 'not debian'
 SELECTION_NOTE := @echo "On macOS the tests marked 'debian' are left out: they need Debian's PostgreSQL 15 with wal2json."
 endif
 
-.PHONY: help install demo test test-unit test-tryton faults huge lint lock clean
+.PHONY: help install demo test test-unit test-tryton faults huge soak lint lock clean
 
 help:
 	@echo "make demo       a source under load, a hub and the daemon, live (DEMO_ARGS=\"--seconds 20\" bounds it)"
@@ -32,6 +33,7 @@ help:
 	@echo "make test-tryton  a whole ERP as source, with the daemon killed while it works; some minutes"
 	@echo "make faults     the fault matrix, about half an hour; writes docs/RELIABILITY.md (FAULTS_ARGS=\"--help\")"
 	@echo "make huge       ten million rows in one transaction: some minutes, and how much memory they take"
+	@echo "make soak       generated histories, the explored model and fuzzed decoders, about an hour (SOAK_ARGS=\"--help\")"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make lock       write the lock files anew"
 	@echo "make clean      remove the virtual environments and caches"
@@ -63,6 +65,9 @@ faults: $(STAMP)
 
 huge: $(STAMP)
 	@$(PYTHON) -m pytest -q -rP tests/huge --timeout 1800 $(TEST_ARGS)
+soak: $(STAMP)
+	@.ci/postgresql-15
+	@$(PYTHON) -m tests.soak $(SOAK_ARGS)
 
 $(TRYTON_STAMP): $(STAMP)
 	@echo "Installing Tryton in $(TRYTON_VENV)"

@@ -113,9 +113,10 @@ def sessions(config: PipelineConfig) -> Iterator[tuple[psycopg.Connection[Any], 
 def known_routes(config: PipelineConfig, target: psycopg.Connection[Any]) -> frozenset[str]:
     """The names of the routes that `apply` has seen."""
     schema = config.target.schema_name
-    if "route_state" not in control.present(target, schema):
-        return frozenset()
-    return frozenset(control.read_states(target, schema, config.pipeline))
+    with session.translating("target"):
+        if "route_state" not in control.present(target, schema):
+            return frozenset()
+        return frozenset(control.read_states(target, schema, config.pipeline))
 
 
 def without_new(config: PipelineConfig, found: Catalog, known: Collection[str]) -> Catalog:

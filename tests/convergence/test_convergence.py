@@ -13,8 +13,8 @@ from tests.convergence.histories import History, histories
 from tests.convergence.schemas import SCHEMAS
 from towline.demo.server import Server
 
-#: Histories of each schema; the same in every run. `make soak` runs many more, of its own choice.
-EXAMPLES = {"pgoutput": 12, "wal2json": 6}
+#: Histories of each schema, 100 in all; the same in every run. `make soak` runs many more, of its own choice.
+EXAMPLES = {"pgoutput": 10, "wal2json": 5}
 
 
 @pytest.fixture

@@ -1,0 +1,150 @@
+"""The long run: `make soak`.
+
+    python -m tests.soak [--histories N] [--fuzz-minutes N] [--states N] [--seed N] [--workers N] [--page FILE]
+                         [--only PREFIX]... [--job NAME --job-seed N]
+
+Each job has a process of its own, and servers if it needs some. ``--only model`` leaves the others out; ``--job`` does
+one in this process, as a failed one says it is to be repeated (with the same bounds). docs/RELIABILITY.md is written
+after a run of everything with bounds as they are, another file whenever ``--page`` names it. Exit code 1: something did
+not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.soak import jobs
+from tests.soak.jobs import Bounds, Outcome
+from tests.soak.page import Soak, markdown, replay, write
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "RELIABILITY.md"
+DEFAULTS = Bounds(histories=2000, seconds=600, states=150_000)
+#: What a job that fails has said last is shown, and kept (characters).
+TAIL = 6000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run as the command line says; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description="The long run of Towline's tests.")
+    parser.add_argument("--histories", type=int, default=DEFAULTS.histories, help="generated histories, in all")
+    parser.add_argument("--fuzz-minutes", type=float, default=DEFAULTS.seconds / 60, help="minutes of fuzzing, in all")
+    parser.add_argument("--states", type=int, default=DEFAULTS.states, help="histories told of a case of the model")
+    parser.add_argument("--seed", type=int, default=None, help="of everything that is generated (random)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="jobs at a time")
+    parser.add_argument("--page", type=Path, default=None, help="write the result between the markers of this file")
+    parser.add_argument("--only", action="append", default=[], metavar="PREFIX", help="jobs whose names begin so")
+    parser.add_argument("--list", action="store_true", help="name the jobs")
+    parser.add_argument("--job", help="do this one, here")
+    parser.add_argument("--job-seed", type=int, default=1)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.list:
+        print("\n".join(jobs.names()))
+        return 0
+    wanted = [name for name in jobs.names() if not given.only or name.startswith(tuple(given.only))]
+    converging = sum(1 for name in jobs.names() if name.startswith("convergence/"))
+    fuzzing = sum(1 for name in jobs.names() if name.startswith("fuzz/"))
+    bounds = Bounds(
+        -(-given.histories // converging), given.fuzz_minutes * 60 / fuzzing, given.states
+    )  # of one job: each gets its share
+    if given.job:
+        return _one(given.job, given.job_seed, bounds, given.result)
+    seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1 << 31)
+    whole = not given.only and (given.histories, given.fuzz_minutes, given.states) == (
+        *(DEFAULTS.histories, DEFAULTS.seconds / 60, DEFAULTS.states),
+    )
+    print(f"{len(wanted)} jobs, {given.workers} at a time, seed {seed}", flush=True)
+    began = time.monotonic()
+    outcomes = _all(wanted, seed, given)
+    soak = Soak(
+        sorted(outcomes, key=lambda outcome: wanted.index(outcome.job)),
+        seed,
+        datetime.now(UTC).date().isoformat(),
+        (time.monotonic() - began) / 60,
+        os.cpu_count() or 1,
+        version("towline"),
+    )
+    print("\n" + markdown(soak))
+    page = given.page or (PAGE if whole else None)
+    if page is not None:
+        write(page, soak)
+    return 1 if soak.failures else 0
+
+
+def _one(job: str, seed: int, bounds: Bounds, result: Path | None) -> int:
+    if job not in jobs.names():
+        print(f"there is no job {job!r}; --list names them", file=sys.stderr)
+        return 2
+    outcome = jobs.run(job, seed, bounds)
+    print(outcome.figures, flush=True)
+    if result is not None:
+        result.write_text(json.dumps(outcome.as_json()), "utf-8")
+    return 0
+
+
+def _all(wanted: Sequence[str], seed: int, given: argparse.Namespace) -> list[Outcome]:
+    """All jobs, some at a time."""
+    waiting: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+    for number, job in enumerate(wanted):
+        waiting.put((number, job))
+    outcomes: list[Outcome] = []
+    lock = threading.Lock()
+
+    def work(directory: Path) -> None:
+        while True:
+            try:
+                number, job = waiting.get_nowait()
+            except queue.Empty:
+                return
+            outcome = _apart(job, seed + 1_000_003 * number, given, directory / f"{number}.json")
+            with lock:
+                outcomes.append(outcome)
+                said = f"FAIL {outcome.job}: {replay(outcome)}\n{outcome.failure}" if outcome.failure else ""
+                print(said or f"ok   {outcome.job}: {outcome.figures} in {outcome.seconds:.0f} s", flush=True)
+
+    with tempfile.TemporaryDirectory() as directory:
+        threads = [threading.Thread(target=work, args=(Path(directory),)) for _ in range(given.workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return outcomes
+
+
+def _apart(job: str, seed: int, given: argparse.Namespace, result: Path) -> Outcome:
+    """Do a job in a process of its own."""
+    command = [sys.executable, "-m", "tests.soak", "--job", job, "--job-seed", str(seed), "--result", str(result)]
+    command += ["--histories", str(given.histories), "--fuzz-minutes", str(given.fuzz_minutes)]
+    command += ["--states", str(given.states)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode == 0 and result.exists():
+        return Outcome(**json.loads(result.read_text("utf-8")))
+    return Outcome(job, seed, failure=done.stdout[-TAIL:] or f"exit code {done.returncode}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -65,6 +65,7 @@ faults: $(STAMP)
 
 huge: $(STAMP)
 	@$(PYTHON) -m pytest -q -rP tests/huge --timeout 1800 $(TEST_ARGS)
+
 soak: $(STAMP)
 	@.ci/postgresql-15
 	@$(PYTHON) -m tests.soak $(SOAK_ARGS)

@@ -39,6 +39,8 @@ class BackgroundChunkReader:
     def _read(self, relation: Relation, after: Cursor | None, limit: int) -> Chunk:
         if self._tables is None:
             self._tables = self._connect()
+            if self._closed.is_set():  # `close` may have come before there was anything to close
+                self._tables.close()
         # Rule 1 would refuse a chunk that is read too early: a look at the snapshot is cheaper.
         say = time.monotonic() + _BARRIER_SAY
         while not self._snapshots.past_barrier(seen := self._tables.visibility()):

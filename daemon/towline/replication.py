@@ -27,6 +27,7 @@ from towline.errors import (
     SpoolFull,
     TargetRefused,
     TargetTableChanged,
+    TowlineError,
 )
 from towline.frame import Frame
 from towline.intake import Intake, take_in, tell, waiting
@@ -167,9 +168,14 @@ class Replication:
     def _tables(self) -> PostgresTables:
         """A session with the source, which is the one that was found at the start: a dsn may name several servers."""
         tables = PostgresTables(self._config.source.dsn.get_secret_value(), slot=self._config.source.slot)
-        if (expected := self._expected) is not None and not expected.same_server(tables.identity()):
+        if (expected := self._expected) is None:
+            return tables
+        try:
+            if not expected.same_server(tables.identity()):
+                raise SourceUnavailable("another server answers than at the start of this attempt, or it was promoted")
+        except TowlineError:
             tables.close()
-            raise SourceUnavailable("another server answers than at the start of this attempt, or it was promoted")
+            raise
         return tables
 
     def _timelines(self) -> Timelines:

@@ -115,7 +115,8 @@ class Bench:
             self._hub.execute(sql.SQL("TRUNCATE {} CASCADE").format(_names(self.schema.copies)))
             self._hub.execute("UPDATE towline.checkpoint SET position = %s WHERE pipeline = %s", (position, name))
             self._hub.execute(
-                "UPDATE towline.route_state SET state = 'pending', cursor = NULL, copied = 0 WHERE pipeline = %s",
+                "UPDATE towline.route_state SET state = 'pending', cursor = NULL, copied = 0, key_form = NULL,"
+                " total_keys = NULL, total_sum = NULL WHERE pipeline = %s",
                 (name,),
             )
             self._hub.execute("DELETE FROM towline.ledger WHERE pipeline = %s", (name,))

@@ -1,7 +1,7 @@
 """The long run: `make soak`.
 
-    python -m tests.soak [--histories N] [--fuzz-minutes N] [--states N] [--seed N] [--workers N] [--page FILE]
-                         [--only PREFIX]... [--job NAME --job-seed N]
+    python -m tests.soak [--histories N] [--fuzz-minutes N] [--states N] [--seed N] [--workers N] [--minutes N]
+                         [--page FILE] [--only PREFIX]... [--job NAME --job-seed N]
 
 Each job has a process of its own, and servers if it needs some. ``--only model`` leaves the others out; ``--job`` does
 one in this process, as a failed one says it is to be repeated (with the same bounds). docs/RELIABILITY.md is written
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import queue
 import random
@@ -32,7 +33,8 @@ from tests.soak.page import Soak, markdown, replay, write
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "RELIABILITY.md"
-DEFAULTS = Bounds(histories=2000, seconds=600, states=150_000)
+HISTORIES = 2000
+DEFAULTS = Bounds(seconds=600, states=150_000)
 #: What a job that fails has said last is shown, and kept (characters).
 TAIL = 6000
 
@@ -40,33 +42,34 @@ TAIL = 6000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run as the command line says; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description="The long run of Towline's tests.")
-    parser.add_argument("--histories", type=int, default=DEFAULTS.histories, help="generated histories, in all")
+    parser.add_argument("--histories", type=int, default=HISTORIES, help="generated histories, in all")
     parser.add_argument("--fuzz-minutes", type=float, default=DEFAULTS.seconds / 60, help="minutes of fuzzing, in all")
     parser.add_argument("--states", type=int, default=DEFAULTS.states, help="histories told of a case of the model")
     parser.add_argument("--seed", type=int, default=None, help="of everything that is generated (random)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="jobs at a time")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no more histories after so long")
     parser.add_argument("--page", type=Path, default=None, help="write the result between the markers of this file")
     parser.add_argument("--only", action="append", default=[], metavar="PREFIX", help="jobs whose names begin so")
     parser.add_argument("--list", action="store_true", help="name the jobs")
     parser.add_argument("--job", help="do this one, here")
     parser.add_argument("--job-seed", type=int, default=1)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, default=math.inf, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    names = jobs.names(given.histories)
     if given.list:
-        print("\n".join(jobs.names()))
+        print("\n".join(names))
         return 0
-    wanted = [name for name in jobs.names() if not given.only or name.startswith(tuple(given.only))]
-    converging = sum(1 for name in jobs.names() if name.startswith("convergence/"))
-    fuzzing = sum(1 for name in jobs.names() if name.startswith("fuzz/"))
-    bounds = Bounds(
-        -(-given.histories // converging), given.fuzz_minutes * 60 / fuzzing, given.states
-    )  # of one job: each gets its share
+    wanted = [name for name in names if not given.only or name.startswith(tuple(given.only))]
+    fuzzing = sum(1 for name in names if name.startswith("fuzz/"))
+    bounds = Bounds(given.fuzz_minutes * 60 / fuzzing, given.states, given.until)
     if given.job:
-        return _one(given.job, given.job_seed, bounds, given.result)
+        return _one(given.job, given.histories, given.job_seed, bounds, given.result)
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1 << 31)
-    whole = not given.only and (given.histories, given.fuzz_minutes, given.states) == (
-        *(DEFAULTS.histories, DEFAULTS.seconds / 60, DEFAULTS.states),
+    whole = not given.only and (given.histories, given.fuzz_minutes, given.states, given.minutes) == (
+        *(HISTORIES, DEFAULTS.seconds / 60, DEFAULTS.states, math.inf),
     )
+    given.until = time.time() + given.minutes * 60
     print(f"{len(wanted)} jobs, {given.workers} at a time, seed {seed}", flush=True)
     began = time.monotonic()
     outcomes = _all(wanted, seed, given)
@@ -85,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if soak.failures else 0
 
 
-def _one(job: str, seed: int, bounds: Bounds, result: Path | None) -> int:
-    if job not in jobs.names():
+def _one(job: str, total: int, seed: int, bounds: Bounds, result: Path | None) -> int:
+    if job not in jobs.names(total):
         print(f"there is no job {job!r}; --list names them", file=sys.stderr)
         return 2
     outcome = jobs.run(job, seed, bounds)
@@ -129,7 +132,7 @@ def _apart(job: str, seed: int, given: argparse.Namespace, result: Path) -> Outc
     """Do a job in a process of its own."""
     command = [sys.executable, "-m", "tests.soak", "--job", job, "--job-seed", str(seed), "--result", str(result)]
     command += ["--histories", str(given.histories), "--fuzz-minutes", str(given.fuzz_minutes)]
-    command += ["--states", str(given.states)]
+    command += ["--states", str(given.states), "--until", str(given.until)]
     done = subprocess.run(
         command,
         cwd=ROOT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,15 +24,20 @@ from towline.demo.server import Server
 
 #: Inputs of one round of fuzzing; the next round has another seed.
 ROUND = 500
+#: Histories of one job.
+HISTORIES = 40
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """``histories``: of the job. ``seconds``: how long it fuzzes. ``states``: tellings of a case of the model."""
+    """``seconds``: how long a job fuzzes. ``states``: tellings of a case of the model.
 
-    histories: int
+    ``until``: the time (`time.time`) after which no more histories are begun.
+    """
+
     seconds: float
     states: int
+    until: float = math.inf
 
 
 @dataclass
@@ -49,10 +55,16 @@ class Outcome:
         return asdict(self)
 
 
-def names() -> list[str]:
-    """All jobs, the long ones first."""
-    convergence = [f"convergence/{name}/{plugin}" for name, schema in SCHEMAS.items() for plugin in schema.plugins]
-    return [*convergence, *(f"fuzz/{name}" for name in DECODERS), *(f"model/{name}" for name in LARGE | SMALL), "rules"]
+def names(total: int) -> list[str]:
+    """All jobs. ``total``: histories of all schemas, in rounds of `HISTORIES` in turn."""
+    benches = [f"{name}/{plugin}" for name, schema in SCHEMAS.items() for plugin in schema.plugins]
+    rounds = range(1, 1 - (-total // (len(benches) * HISTORIES)))
+    return [
+        "rules",
+        *(f"fuzz/{name}" for name in DECODERS),
+        *(f"model/{name}" for name in LARGE | SMALL),
+        *(f"convergence/{bench}/{number}" for number in rounds for bench in benches),
+    ]
 
 
 def run(job: str, number: int, bounds: Bounds) -> Outcome:
@@ -66,7 +78,7 @@ def run(job: str, number: int, bounds: Bounds) -> Outcome:
 
 
 def _converge(name: str, number: int, bounds: Bounds, outcome: Outcome) -> None:
-    schema_name, _, plugin = name.rpartition("/")
+    schema_name, plugin, _ = name.split("/")
     schema = SCHEMAS[schema_name]
     programs = embedded_bindir() if plugin == "pgoutput" else debian_bindir(15)
     with Scratch() as directory:
@@ -80,13 +92,14 @@ def _converge(name: str, number: int, bounds: Bounds, outcome: Outcome) -> None:
             @settings(
                 database=None,
                 deadline=None,
-                max_examples=bounds.histories,
+                max_examples=HISTORIES,
                 suppress_health_check=list(HealthCheck),
                 phases=[Phase.generate, Phase.shrink],
             )
             @given(histories(schema))
             def converge(history: History) -> None:
-                bench.play(history)
+                if time.time() < bounds.until:
+                    bench.play(history)
 
             try:
                 converge()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +81,13 @@ def markdown(soak: Soak) -> str:
         "| schema | plugin | histories | transactions | faults | differences |",
         "|---|---|---|---|---|---|",
     ]
+    sums: dict[tuple[str, str], Counter[str]] = {}
     for each in soak.of("convergence"):
-        _, schema, plugin = each.job.split("/")
-        lines.append(
-            f"| {schema} | {plugin} | {each.figures['histories']:,} | {each.figures['transactions']:,} "
-            f"| {each.figures['faults']:,} | 0 |"
-        )
+        _, schema, plugin, _ = each.job.split("/")
+        sums.setdefault((schema, plugin), Counter()).update({name: int(n) for name, n in each.figures.items()})
+    for (schema, plugin), figures in sums.items():
+        shown = " | ".join(f"{figures[name]:,}" for name in ("histories", "transactions", "faults"))
+        lines.append(f"| {schema} | {plugin} | {shown} | 0 |")
     lines += [
         "",
         "### The rules, explored",
@@ -96,9 +98,8 @@ def markdown(soak: Soak) -> str:
         "|---|---|---|---|",
     ]
     for each in soak.of("model"):
-        figures = each.figures
-        name = each.job.split("/", 1)[1]
-        lines.append(f"| {name} | {figures['states']:,} | {figures['histories']:,} | {figures['whole']} |")
+        name, told = each.job.split("/", 1)[1], each.figures
+        lines.append(f"| {name} | {told['states']:,} | {told['histories']:,} | {told['whole']} |")
     lines += ["", "With one rule broken the same exploration finds a history that shows it:", ""]
     lines += ["| broken | events of the shortest history that shows it |", "|---|---|"]
     for each in soak.of("rules"):

@@ -24,9 +24,9 @@ from pathlib import Path
 import psycopg
 
 from tests.faults.bench import Bench
-from tests.faults.matrix import Cell, cells
+from tests.faults.matrix import FAULTS, Cell, cells
 from tests.faults.page import Run, write
-from tests.faults.phases import PLUGINS
+from tests.faults.phases import PLUGINS, Phase
 from tests.faults.results import Kept, Result, Sum
 from tests.faults.trial import Trial
 from towline.demo.scratch import Scratch
@@ -110,6 +110,14 @@ def tried(bench: Bench, directory: Path, cell: Cell, seed: int) -> Result:
     )
 
 
+def _turn(wanted: tuple[Cell, int]) -> tuple[int, int, int]:
+    """Round after round, each fault in another phase: a run that is cut short has tried every fault."""
+    cell, seed = wanted
+    phases = list(Phase)
+    turn = (phases.index(cell.phase) + FAULTS.index(cell.fault)) % len(phases)
+    return seed, PLUGINS.index(cell.plugin), turn
+
+
 def main(arguments: Sequence[str]) -> int:
     """See the module. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="make faults")
@@ -120,6 +128,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--minutes", type=float, default=120.0, help="begin no trial later than that")
     parser.add_argument("--page", type=Path, help="write the page there")
     parser.add_argument("--results", type=Path, help="keep results there; those that are there are not run again")
+    parser.add_argument("--note", default="", help="a sentence about the run, for the page")
     options = parser.parse_args(arguments)
     kept = Kept(options.results)
     before = kept.read()
@@ -129,7 +138,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("no cell is of that name: FAULT, FAULT/PHASE or FAULT/PHASE/PLUGIN")
     there = {(result.cell, result.seed) for result in before}
     wanted = [(cell, seed) for seed in seeds for cell in chosen if (cell.name, seed) not in there]
-    wanted.sort(key=lambda each: (each[1], PLUGINS.index(each[0].plugin)))
+    wanted.sort(key=_turn)
     begun = time.monotonic()
     with Scratch() as directory:
         runner = Runner(directory, wanted, options.minutes, kept)
@@ -149,7 +158,7 @@ def main(arguments: Sequence[str]) -> int:
             versions=runner.versions,
             machine=f"{os.cpu_count()} cores",
             seeds=seeds,
-            minutes=minutes,
+            note=options.note,
             left_out=left_out,
         )
         write(path, run, results)

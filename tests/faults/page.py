@@ -19,14 +19,16 @@ NOT_RUN = "?"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the page says of the run. ``versions``: of the servers, by role; ``left_out``: why cells were not run."""
+    """What the page says of the run. ``versions``: of the servers, by role; ``left_out``: why cells were not run.
+    ``note``: what else the reader should know of the run.
+    """
 
     date: str
     version: str
     versions: Mapping[str, str]
     machine: str
     seeds: tuple[int, ...]
-    minutes: float
+    note: str = ""
     left_out: str = ""
 
 
@@ -65,8 +67,9 @@ def _head(run: Run, results: Sequence[Result]) -> str:
     return (
         f"Written by `make faults`. The run shown is of {run.date}: Towline {run.version}; source PostgreSQL "
         f"{run.versions['pgoutput']} for pgoutput\nand {run.versions['wal2json']} for wal2json, target PostgreSQL "
-        f"{run.versions['target']}; {run.machine}; {run.minutes:.0f} minutes; "
-        f"seed{'s' if len(run.seeds) > 1 else ''} {', '.join(map(str, run.seeds))}.\n\n"
+        f"{run.versions['target']}; {run.machine}; "
+        f"seed{'s' if len(run.seeds) > 1 else ''} {', '.join(map(str, run.seeds))}."
+        f"{' ' if run.note else ''}{run.note}\n\n"
         f"{verdict} {total.runs:,} trials in {cells:,} cells carried {total.carried:,} rows;\n"
         f"lost: {total.lost:,}; doubled: {total.doubled:,}; the longest recovery took {total.seconds:.1f} s."
     )

@@ -68,7 +68,7 @@ def test_a_seed_says_what_is_written() -> None:
     assert transactions(3, 40) == transactions(3, 40) != transactions(4, 40)
 
 
-RUN = Run("2026-01-31", "1.0", {"pgoutput": "18.1", "wal2json": "15.2", "target": "18.1"}, "2 cores", (1, 2), 20.0)
+RUN = Run("2026-01-31", "1.0", {"pgoutput": "18.1", "wal2json": "15.2", "target": "18.1"}, "2 cores", (1, 2), "A note.")
 
 
 def test_the_page() -> None:
@@ -86,6 +86,7 @@ def test_the_page() -> None:
     assert cells_of[2] == "2 · 2,200 · 0 · 0 · 2.2"
     assert cells_of[7] == "**✗ 1 · 100 · 1 · 0 · 0.1**"
     assert cells_of[0] == "?"
+    assert "seeds 1, 2. A note." in text
     assert "**2 trials were not as they must be**" in text
     assert '`make faults FAULTS_ARGS="--cell kill/committing/wal2json --seed 2"`' in text
     assert "second line" not in text

@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg import sql
 
+from tests.integration.test_pipeline import running
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
+from tests.support.wait import until
 from towline import config, status
 from towline.cli import cli
 from towline.demo.server import Server
@@ -160,6 +162,23 @@ def test_what_is_newer_stays(line: Line) -> None:
     assert "no longer at the source" in towline(line, "retry", str(gone), code=3).stdout
     line.run()
     assert entries(line) == []
+
+
+def test_beside_a_running_daemon(line: Line) -> None:
+    """A retry takes its turn with the daemon, which goes on as if the row had always been there."""
+    with running(line):
+        line.at_source("INSERT INTO item VALUES (1, 'a', -1, repeat('x', 3000), 'DE1', true)")
+        until(lambda: len(entries(line)) == 1, 20)
+        assert "since" in towline(line, "list").stdout.lower() and "23514" in towline(line, "list").stdout
+        line.at_hub("ALTER TABLE hub.item DROP CONSTRAINT positive")
+        towline(line, "retry", "--all")
+        assert items(line) == [(1, "a", "-1", "xxx", "DE1")]
+        line.at_source("UPDATE item SET code = 'b' WHERE id = 1")
+        until(lambda: items(line) == [(1, "b", "-1", "xxx", "DE1")], 20)
+        line.at_hub("ALTER TABLE hub.item ADD CHECK (price > 0) NOT VALID")
+        line.at_source("UPDATE item SET code = 'c' WHERE id = 1")
+        until(lambda: len(entries(line)) == 1, 20)
+    assert items(line) == [(1, "b", "-1", "xxx", "DE1")]
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])

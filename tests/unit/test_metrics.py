@@ -49,6 +49,17 @@ def test_committed_counts_rows_by_operation() -> None:
     assert found["towline_last_applied_timestamp_seconds",] > 1.7e9
 
 
+def test_rows_that_are_set_aside() -> None:
+    """How many wait for a person: of each route from the start, and as a commit finds them."""
+    metrics = Metrics("p")
+    metrics.route_state(RouteState("item", "streaming"))
+    metrics.quarantine({"order": 3})
+    assert samples(metrics)["towline_quarantine_open_rows", "order"] == 3
+    assert samples(metrics)["towline_quarantine_open_rows", "item"] == 0
+    metrics.committed(Committed({"order": Counts(seen=1, quarantined=1)}, quarantine={"order": 4}), 0x10)
+    assert samples(metrics)["towline_quarantine_open_rows", "order"] == 4
+
+
 def test_lag_is_unknown_before_it_is_measured() -> None:
     """Nothing claims a lag of zero that nobody has measured."""
     metrics = Metrics("p")

@@ -57,8 +57,8 @@ class _Waiting:
 class Refusals:
     """Tries pieces, and sorts out what of them is refused. ``quarantine`` None: whatever is refused ends the batch.
 
-    ``add``: is told what became of rows. ``expected``: by route, the rows that will be seen in the transaction at
-    least, those of the piece in hand among them. ``counts``: those so far.
+    ``counts``: gives a route's figures in the transaction so far, to be added to. ``expected``: by route, the rows that
+    will be seen in it at least, those of the piece in hand among them.
     """
 
     def __init__(

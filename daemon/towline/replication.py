@@ -269,6 +269,7 @@ class Replication:
             observer=self._metrics,
         )
         stack.callback(sweeper.close)
+        target.copied_again(lambda: sweeper.routes)
         pipeline = Pipeline(
             stream=stream,
             target=target,

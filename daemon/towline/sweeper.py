@@ -86,6 +86,11 @@ class Sweeper:
         """Whether a route is still to be swept."""
         return bool(self._left) and self.error is None
 
+    @property
+    def routes(self) -> frozenset[str]:
+        """The routes that are still to be swept."""
+        return frozenset(route.name for route, _ in list(self._left))
+
     def start(self) -> None:
         """Begin, if there is anything to be swept."""
         if self._left:

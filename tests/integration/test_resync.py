@@ -35,27 +35,34 @@ ROUTES = """
 """
 
 SOURCE = """
-CREATE TABLE item (id int PRIMARY KEY, name text);
+CREATE TABLE item (id int PRIMARY KEY, name text, sku text NOT NULL UNIQUE);
 CREATE TABLE sale (id int PRIMARY KEY, item int REFERENCES item, quantity int);
-INSERT INTO item SELECT n, 'item ' || n FROM generate_series(1, 500) n;
+INSERT INTO item SELECT n, 'item ' || n, 'sku ' || n FROM generate_series(1, 500) n;
 INSERT INTO sale SELECT n, 1 + n % 500, n % 3 FROM generate_series(1, 1000) n;
 """
 
 HUB = """
 CREATE SCHEMA replica; CREATE SCHEMA hub;
-CREATE TABLE replica.item (id int PRIMARY KEY, name text);
+CREATE TABLE replica.item (id int PRIMARY KEY, name text, sku text NOT NULL UNIQUE);
 CREATE TABLE replica.sale (id int PRIMARY KEY, item int REFERENCES replica.item, quantity int);
 CREATE TABLE hub.open_sale (no text PRIMARY KEY, quantity int);
 """
 
-#: What the pipeline does not see, since nothing keeps it: rows that go, come and change.
+#: What the pipeline does not see, since nothing keeps it: rows that go, come and change, and unique values that go from
+#: row to row, within a chunk and over their bounds.
 MEANWHILE = """
 DELETE FROM sale WHERE item > 450;
 DELETE FROM item WHERE id > 450;
 DELETE FROM sale WHERE id % 10 = 0;
 UPDATE item SET name = 'changed ' || id WHERE id % 7 = 0;
 UPDATE sale SET quantity = 0 WHERE id % 9 = 0;
-INSERT INTO item VALUES (1000, 'new');
+INSERT INTO item VALUES (1000, 'new', 'sku 460');
+UPDATE item SET sku = 'in between' WHERE id = 5;
+UPDATE item SET sku = 'sku 5' WHERE id = 440;
+UPDATE item SET sku = 'sku 440' WHERE id = 441;
+UPDATE item SET sku = 'sku 441' WHERE id = 5;
+UPDATE item SET sku = CASE id WHEN 20 THEN 'one' ELSE 'other' END WHERE id IN (20, 21);
+UPDATE item SET sku = CASE id WHEN 20 THEN 'sku 21' ELSE 'sku 20' END WHERE id IN (20, 21);
 INSERT INTO sale VALUES (5000, 1000, 2);
 """
 
@@ -120,7 +127,7 @@ def rewound(line: Line) -> None:
 def test_a_stream_that_cannot_go_on(line: Line, harm: Callable[[Line], None], error: type[TowlineError]) -> None:
     """It halts, and names `towline resync`, which brings the target in line: vanished rows go, correct ones stay."""
     line.at_hub("CREATE TABLE before AS SELECT id, xmin::text AS version FROM replica.item")
-    line.at_hub("DELETE FROM before WHERE id % 7 = 0 OR id > 450")
+    line.at_hub("DELETE FROM before WHERE id % 7 = 0 OR id > 450 OR id IN (5, 20, 21, 440, 441)")
     line.at_source(MEANWHILE)
     harm(line)
     with pytest.raises(error) as caught:
@@ -134,7 +141,7 @@ def test_a_stream_that_cannot_go_on(line: Line, harm: Callable[[Line], None], er
     equal(line)
     untouched = "SELECT count(*) FROM before b JOIN replica.item i ON i.id = b.id AND i.xmin::text = b.version"
     assert line.at_hub(untouched) == line.at_hub("SELECT count(*) FROM before")
-    line.at_source("INSERT INTO item VALUES (1001, 'later')")
+    line.at_source("INSERT INTO item VALUES (1001, 'later', 'sku 470')")
     line.run()
     equal(line)
 
@@ -195,7 +202,7 @@ def test_changes_during_the_copy(line: Line) -> None:
         def disturb(passed: str) -> None:
             if passed == "chunk-read":
                 n = next(numbers)
-                source.execute("INSERT INTO item VALUES (%s, 'late')", (n,))
+                source.execute("INSERT INTO item VALUES (%s, 'late', 'sku ' || %s - 1520)", (n, n))
                 source.execute("INSERT INTO sale VALUES (%s, %s, 1)", (n, n))
                 source.execute("DELETE FROM sale WHERE id IN (SELECT id FROM sale ORDER BY id LIMIT 3)")
                 source.execute("UPDATE item SET name = name || '!' WHERE id % 50 = 0")
@@ -263,7 +270,7 @@ def test_rows_that_were_set_aside(line: Line) -> None:
         line.path.read_text("utf-8").replace("replica.*}", "replica.*, on_error: quarantine}"), "utf-8"
     )
     line.at_hub("ALTER TABLE replica.item ADD CHECK (name <> 'bad')")
-    line.at_source("INSERT INTO item VALUES (1, 'bad'), (2, 'bad') ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name")
+    line.at_source("UPDATE item SET name = 'bad' WHERE id IN (1, 2)")
     line.run()
     assert line.at_hub("SELECT count(*) FROM towline.quarantine WHERE state = 'open'") == [(2,)]
     line.at_source("UPDATE item SET name = 'good' WHERE id = 1; DELETE FROM sale WHERE id > 900")

@@ -25,7 +25,7 @@ from towline.postgres.session import translate
 from towline.snapshot import copy_order
 from towline.target import ChunkLoad, Counts, Reread
 from towline.target.postgres import params
-from towline.target.postgres.attempt import Attempts, Job
+from towline.target.postgres.attempt import Attempts, CopiedAgain, Job
 from towline.target.postgres.direct import Direct
 from towline.target.postgres.executor import Executor
 from towline.target.postgres.quarantine import Quarantine
@@ -118,6 +118,10 @@ class Applier:
     def read_ahead(self, position: int) -> None:
         """Rows may have been read from the source up to that position, in this session or another one before it."""
         self._attempts.ahead = max(self._attempts.ahead, position)
+
+    def copied_again(self, ask: CopiedAgain) -> None:
+        """Whom to ask which routes are copied over what is there: see `Attempts`."""
+        self._attempts.copied_again = ask
 
     # ---- transactions ----------------------------------------------------------------------------------------
 

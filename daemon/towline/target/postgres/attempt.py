@@ -6,8 +6,9 @@ parents before children, moves of rows to other keys, updates of rows with gaps,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,7 @@ from towline.target.postgres.staging import Kind, Path, Shape, Staged, Stages
 from towline.target.postgres.stamps import Stamps
 from towline.target.postgres.tally import Tally
 from towline_transforms.dialect import postgres as dialect
+from towline_transforms.dialect.room import make_room
 from towline_transforms.route import OnDelete, Route
 from towline_transforms.schema import TableName
 
@@ -63,6 +65,10 @@ class _Work:
     lost: list[tuple[frozenset[str], Staged]] = field(default_factory=list)
 
 
+#: Names of routes that are copied over what is there, and not swept yet.
+CopiedAgain = Callable[[], frozenset[str]]
+
+
 class Attempts:
     """Queues what applies a piece. ``routes``: parents first. ``current``: the route whose statement was queued
     last.
@@ -71,6 +77,8 @@ class Attempts:
     from the log. At the key of a row there may have been another one by then, so that until then no row takes along,
     to another key, what the target has at its key. ``lost``: of the attempt queued last, the keys of rows whose gaps
     could not be filled any more, since their end is yet to come.
+
+    ``copied_again``: asked for the routes whose rows are copied over what is there, and not swept yet.
     """
 
     def __init__(
@@ -93,8 +101,27 @@ class Attempts:
         self._statements: dict[tuple[object, ...], str | None] = {}
         self.current: Route | None = None
         self.ahead = 0
+        self.copied_again: CopiedAgain = frozenset
+        self._making_room = False
         self._trusting = True
         self.lost: dict[TableName, set[bytes]] = {}
+
+    @contextmanager
+    def making_room(self) -> Iterator[None]:
+        """Rows of tables that are copied again may be deleted where they are in the way: see `dialect.room`."""
+        self._making_room = True
+        try:
+            yield
+        finally:
+            self._making_room = False
+
+    def _make_room(self, route: Route, staged: Staged, missing: frozenset[str] = frozenset()) -> None:
+        if not self._making_room or route.name not in (copied := self.copied_again()):
+            return
+        again = [each for routes in self._routes.values() for each in routes if each.name in copied]
+        self.current = route
+        for statement in make_room(route, staged.sql(route), missing, again):
+            self._executor.run(statement, staged.parameters)
 
     def queue(self, piece: Piece, job: Job) -> Tally:
         """Queue everything; the tally can be read after a sync."""
@@ -253,6 +280,7 @@ class Attempts:
             self._write_gaps(route, work, gaps, job, tally)
         for staged in (work.live, work.fresh.get(route.name)):
             if staged is not None:
+                self._make_room(route, staged)
                 outcome = self._run("upsert", route, staged, dialect.upsert)
                 if route.filtered:
                     tally.made(route, len(staged), outcome)
@@ -272,6 +300,7 @@ class Attempts:
             counts.upserted += 1
         for (mask, _), staged, count in zip(work.compacted.partial, work.partial, gaps.updates, strict=True):
             if count is not None:
+                self._make_room(route, staged, names(work.rowset, mask))
                 outcome = self._run("update", route, staged, dialect.update, names(work.rowset, mask))
                 if route.filtered:
                     tally.updated(route, count, outcome)

@@ -11,6 +11,9 @@ later for that key overtakes it, and takes no values from the target's row.
 change that fails for such a reason (`_MAY_PASS`) waits for the end of its transaction, and is tried again there, until
 nothing more succeeds.
 
+**Tables that are copied again.** A unique value may still be with a row that is out of date: before a change is
+refused, room is made for it (see `Attempts.making_room`).
+
 **Constraints that are checked at the end** (`checking`). When the commit itself fails, the batch is replayed with the
 constraints checked after each part that is tried.
 """
@@ -37,6 +40,7 @@ from towline_transforms.schema import TableName
 
 #: What other changes of the same transaction may put right: foreign keys, unique and exclusion constraints, triggers.
 _MAY_PASS = ("23503", "23505", "23P01", "P0")
+_UNIQUE_VIOLATION = "23505"
 
 
 @dataclass(slots=True, eq=False)
@@ -131,6 +135,10 @@ class Refusals:
 
     def _single(self, piece: Piece, job: Job, refused: RowRefused) -> None:
         """A change that failed alone: which of its routes refuse it?"""
+        if refused.sqlstate == _UNIQUE_VIOLATION and self._attempts.copied_again() & job.active:
+            with self._attempts.making_room():
+                if self.attempt(piece, job) is None:
+                    return
         rowset = piece.rowsets[0]
         routes = [route for route in self._routes.get(rowset.relation.name, ()) if route.name in job.active]
         if not self._waits:

@@ -209,6 +209,16 @@ BAD = {
             "6: snapshot.chunk_rows: expected at least 1",
         ],
     ),
+    "spool": (
+        HEAD.replace('dbname=erp"', 'dbname=erp", streaming: parallel')
+        + "spool: {directory: spool, max_bytes: 1000}\n"
+        + ROUTE,
+        [
+            "2: source.streaming: expected auto or off",
+            "4: spool.directory: expected an absolute path",
+            "4: spool.max_bytes: expected at least 1048576",
+        ],
+    ),
     "no routes": (HEAD + "routes: []\n", ["4: routes: expected at least 1 entry"]),
     "names": (
         """\

@@ -97,8 +97,8 @@ class Spool:
     def _append(self, file: FileIO, data: bytes, of: SpooledTransaction) -> None:
         if self.bytes + len(data) > self.max_bytes:
             raise SpoolFull(
-                f"{self.transactions} transactions under way take more than spool.max_bytes ({self.max_bytes}) "
-                f"in {self.directory}"
+                f"what is under way takes more than spool.max_bytes ({self.max_bytes}) in {self.directory} "
+                f"(transactions: {self.transactions})"
             )
         rest = memoryview(data)
         try:
@@ -113,7 +113,7 @@ class Spool:
     def _error(self, error: OSError) -> SpoolFull | SpoolUnusable:
         what = f"{error.strerror or 'an error'} in the spool's directory {self.directory}"
         if error.errno in _FULL:
-            return SpoolFull(f"{what}, with {self.transactions} transactions of {self.bytes} bytes in it")
+            return SpoolFull(f"{what} (transactions in it: {self.transactions}, bytes: {self.bytes})")
         return SpoolUnusable(what)
 
     def _forget(self, transaction: SpooledTransaction) -> None:

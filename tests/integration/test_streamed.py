@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.fault.harness import Daemon
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from tests.support.wait import until
@@ -69,12 +70,12 @@ class Ends:
             assert seen == accounted
 
 
-def make(directory: Path, source: str, hub: str, more: str = "") -> Line:
+def make(directory: Path, source: str, hub: str, more: str = "", routes: str = ROUTES) -> Line:
     """Set up: both databases, the memory of the source's decoding, and the routes."""
     with psycopg.connect(source, autocommit=True) as connection:
         name = sql.Identifier(connection.info.dbname)
         connection.execute(sql.SQL("ALTER DATABASE {} SET logical_decoding_work_mem = '64kB'").format(name))
-    line = Line.make(directory, source, hub, ROUTES, more=f"batch: {{max_rows: 100}}\n{more}")
+    line = Line.make(directory, source, hub, routes, more=f"batch: {{max_rows: 100}}\n{more}")
     line.at_source(TABLES)
     line.at_hub("CREATE SCHEMA replica; CREATE TABLE replica.ev (id int PRIMARY KEY, a text)")
     line.apply()
@@ -215,6 +216,35 @@ def test_while_tables_are_copied(pg18: Server, hub18: Server, new_database: NewD
     line.run()
     line.same("public.t", "replica.t", "id")
     assert line.verify().differing == 0
+
+
+def test_column_followed(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
+    """A column added within a transaction under way is added at the target too, with the values of all rows."""
+    routes = "  - {from: public.*, into: replica.*, on_schema_change: evolve}"
+    line = make(tmp_path, new_database(pg18), new_database(hub18), routes=routes)
+    line.at_source("INSERT INTO log SELECT i, 'before' FROM generate_series(1, 50) i")
+    line.run()
+    daemon = Daemon(line.path, tmp_path / "daemon.log")
+    try:
+        with psycopg.connect(line.source) as session:
+            session.execute(b"INSERT INTO log SELECT i, repeat('s', 100) FROM generate_series(1000, 1900) i")
+            session.execute(b"ALTER TABLE log ADD more int DEFAULT 5, ADD also text")
+            session.execute(b"INSERT INTO log SELECT i, repeat('s', 100), 6, 'x' FROM generate_series(2000, 2900) i")
+            session.execute(b"UPDATE log SET also = 'y' WHERE id < 10")
+        line.at_source("INSERT INTO log VALUES (3000, 'after', 1, 'z')")
+        columns = (
+            "SELECT count(*) FROM information_schema.columns WHERE table_schema = 'replica' AND table_name = 'log'"
+        )
+        rows = "SELECT count(*), sum(more), count(also) FROM {}.log"
+        until(
+            lambda: line.at_hub(columns) == [(4,)] and line.at_hub(rows.format("replica")) == [(1853, 10162, 911)],
+            60,
+            daemon.log,
+        )
+        line.same("(SELECT id, line, more, also FROM log)", "(SELECT id, line, more, also FROM replica.log)")
+        assert _streams(line) > 0
+    finally:
+        daemon.kill()
 
 
 # ---- A full spool ---------------------------------------------------------------------------------------------

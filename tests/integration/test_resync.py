@@ -92,6 +92,13 @@ def again(line: Line, *routes: str) -> Result:
     return CliRunner().invoke(cli, ["resync", str(line.path), *routes, "--yes"], catch_exceptions=False)
 
 
+def table_made_anew(line: Line) -> None:
+    """As on another server: tables of the same names and rows, which the checkpoint has never heard of."""
+    line.at_source("CREATE TABLE anew (LIKE sale INCLUDING ALL); INSERT INTO anew SELECT * FROM sale")
+    line.at_source("DROP TABLE sale; ALTER TABLE anew RENAME TO sale")
+    other_server(line)
+
+
 def drop(line: Line) -> None:
     line.at_source("SELECT pg_drop_replication_slot(%s)", line.config.source.slot)
 
@@ -121,6 +128,7 @@ def rewound(line: Line) -> None:
         (advance, SlotAhead),
         (other_plugin, SlotOfAnotherPlugin),
         (other_server, SourceReplaced),
+        (table_made_anew, SourceReplaced),
         (rewound, SourceRewound),
     ],
 )

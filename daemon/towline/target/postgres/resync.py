@@ -49,6 +49,11 @@ SET state = CASE state WHEN 'open' THEN 'superseded' ELSE state END, behind = fa
 WHERE pipeline = %(pipeline)s AND route = ANY (%(routes)s::text[]) AND behind
 """
 
+#: The tables are taken in as they are now: what is known of them is of another stream, if not of another server.
+_FORGET_TABLES = """
+DELETE FROM {schema}.source_table WHERE pipeline = %(pipeline)s
+"""
+
 _FINISH = """
 UPDATE {schema}.checkpoint
 SET position = %(position)s, system_identifier = %(system)s, timeline = %(timeline)s, source_database = %(database)s,
@@ -95,6 +100,7 @@ class ResyncState:
             self._one(_BEGIN, slot=slot, plugin=plugin)
             self._run(_COPY, routes=list(routes))
             self._run(_SET_ASIDE_BEFORE, routes=list(routes))
+            self._run(_FORGET_TABLES)
 
     def mark(self, routes: Collection[str]) -> None:
         """Have these routes copied from where the stream is. Raises NotSetUp when there is no checkpoint."""

@@ -188,3 +188,34 @@ def test_stopped_while_the_target_does_not_answer(under: Fault) -> None:
         daemon.stop()
     under.never_ahead()
     finish(under, under.daemon())
+
+
+def test_reload_alone_takes_a_new_table(under: Fault) -> None:
+    """SIGHUP without `apply`: the daemon does what is to be done for it; one without a key disturbs nobody."""
+    daemon = under.daemon()
+    with shop(under, seed=9, rows=ROWS):
+        active(under, daemon)
+        under.await_progress()
+        under.at_source("CREATE TABLE late (id int PRIMARY KEY, v text); CREATE TABLE keyless (v text)")
+        under.at_source("INSERT INTO late SELECT n, 'v' || n FROM generate_series(1, 1000) n")
+        daemon.signal(signal.SIGHUP)
+        until(lambda: "event=tables_added" in daemon.log(), 30, daemon.log)
+        assert "event=table_not_added" in daemon.log()
+        under.at_source("UPDATE late SET v = 'changed' WHERE id % 2 = 0")
+        under.at_source("DROP TABLE keyless")
+    under.await_position()
+    rows = "SELECT id, v FROM {}.late ORDER BY id"
+    assert under.at_hub(rows.format("replica")) == under.at_source(rows.format("public"))
+    finish(under, daemon)
+
+
+def test_a_table_that_changes_ends_the_daemon(under: Fault) -> None:
+    """Exit code 3; what it was and is, as fields of an event; the error is told once."""
+    daemon = under.daemon()
+    active(under, daemon)
+    under.await_position()
+    under.at_source("ALTER TABLE item RENAME COLUMN note TO title; UPDATE item SET title = 'x' WHERE id = 1")
+    assert daemon.await_exit(30) == 3
+    said = daemon.log()
+    assert 'difference="column renamed" column=note was=note now=title action=halt' in said
+    assert "code=TL-316" in said

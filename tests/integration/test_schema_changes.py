@@ -14,6 +14,7 @@ import pytest
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from tests.support.wait import until
+from towline import plan
 from towline.demo.server import Server
 from towline.errors import (
     ColumnAdded,
@@ -388,3 +389,49 @@ def test_apply_is_noticed(new_line: NewLine, server: str, plugin: str) -> None:
         caught_up(line)
     equal(line)
     equal(line, "late")
+
+
+@PLUGINS
+def test_a_role_that_does_not_own_the_publication(
+    new_line: NewLine, server: str, plugin: str, request: pytest.FixtureRequest
+) -> None:
+    """A column that no route needs is no reason to change the publication: `check` warns, `apply` and `run` go on."""
+    line = new_line("  - {from: public.item, into: replica.item, on_schema_change: ignore}")
+    role = f"reader_{line.path.stem.replace('-', '_')}"
+    line.at_source(f"CREATE ROLE {role} LOGIN REPLICATION; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    try:
+        owner, dsn = line.path.read_text(), line.source
+        line.path.write_text(owner.replace("user=postgres", f"user={role}", 1))
+        line.at_source("ALTER TABLE item ADD n int; INSERT INTO item VALUES (900, 'x', 1)")
+        with plan.prepare(line.config) as prepared:
+            assert [finding.detail for finding in prepared.findings if finding.fatal] == []
+            warned = [finding for finding in prepared.findings if "more than the routes need" in finding.detail]
+            assert len(warned) == (plugin == "pgoutput")
+        line.apply()
+        line.run()
+        line.path.write_text(owner)
+        equal(line, columns="(to_jsonb(t) - 'n')")
+    finally:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+def test_within_a_transaction_that_is_streamed(new_line: NewLine) -> None:
+    """Columns come, go and are renamed in the middle of transactions that are sent while they are under way."""
+    line = new_line(EVOLVE)
+    text = line.path.read_text().replace("dbname=", "options='-c logical_decoding_work_mem=64kB' dbname=", 1)
+    line.path.write_text(text)
+    with running(line), psycopg.connect(line.source) as one, psycopg.connect(line.source) as other:
+        one.execute("INSERT INTO item SELECT n, repeat('a', 100) FROM generate_series(1000, 4000) n")
+        other.execute("INSERT INTO other SELECT n, repeat('o', 100) FROM generate_series(1000, 4000) n")
+        one.execute("ALTER TABLE item ADD n int DEFAULT 7")
+        one.execute("INSERT INTO item SELECT n, repeat('b', 100), n FROM generate_series(5000, 8000) n")
+        one.execute("SAVEPOINT s; ALTER TABLE item ADD gone int; UPDATE item SET gone = 1; ROLLBACK TO s")
+        one.execute("ALTER TABLE item RENAME n TO m; UPDATE item SET m = 0 WHERE id % 2 = 0")
+        other.execute("ALTER TABLE other ADD z text DEFAULT 'z'; UPDATE other SET z = NULL WHERE id % 3 = 0")
+        one.commit()
+        other.commit()
+        caught_up(line)
+    equal(line)
+    equal(line, "other")
+    assert line.verify().differing == 0

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from towline import __version__
 from towline.cli import VERBS, cli
-from towline.cli.outcome import Commands
+from towline.cli.outcome import Commands, report
 from towline.errors import Action, TowlineError, all_errors
 
 SENTINEL = "s3ntinel-hunter2"
@@ -183,3 +183,13 @@ def test_wrong_file(runner: CliRunner, tmp_path: Path) -> None:
         result = runner.invoke(cli, [verb, str(path), *after])
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr.startswith(f"TL-101: {path}:1: ") and SENTINEL not in result.output
+
+
+def test_an_error_that_was_logged_is_not_printed_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """The error that ends a daemon is its last event, and stands on stderr once."""
+    error = TowlineError("it broke")
+    report(error)
+    assert "it broke" in capsys.readouterr().err
+    error.told = True
+    report(error)
+    assert capsys.readouterr().err == ""

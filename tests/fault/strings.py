@@ -8,8 +8,8 @@ standard input, answers go to standard output:
 | ``pause POINT COUNT`` | the COUNT-th time that POINT is passed: answers ``paused POINT``, and waits for ``go`` |
 | ``go`` | goes on |
 | ``clock SECONDS`` | the clock of day is that much off from now on; answers ``clock`` |
-| ``spoil TABLE lose`` | the next rows of the table are not applied: can the harness tell? |
-| ``spoil TABLE double`` | they are applied twice: can it tell that, too? |
+| ``spoil TABLE lose`` | the next rows of the table get lost: can the harness tell? |
+| ``spoil TABLE double`` | they come twice: can it tell that, too? |
 
 The monotonic clock stays as it is: a jump of the clock of day does not touch it on any system.
 """
@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import TextIO
 
 from towline.change import Piece
-from towline.target.postgres.apply import Applier
+from towline.source.postgres.stream import PostgresStream
 
 
 class Strings:
@@ -83,21 +83,28 @@ class Strings:
 
 
 def spoil(table: str, how: str) -> None:
-    """From now on, once: lose the rows of the table in a piece, or apply them twice."""
-    apply = Applier.apply
+    """From now on, once: lose the rows of the table in a piece, or give the piece twice.
+
+    It is done where the stream hands pieces over: what came from there the daemon accounts for itself (TL-602).
+    """
+    poll = PostgresStream.poll
+    again: list[Piece] = []
     done = threading.Event()
 
-    def spoiled(self: Applier, piece: Piece, *arguments: object) -> None:
-        chosen = tuple(rowset for rowset in piece.rowsets if rowset.relation.name.name == table)
-        if chosen and not done.is_set():
-            done.set()
-            if how == "double":
-                apply(self, replace(piece, rowsets=chosen), *arguments)  # type: ignore[arg-type]
-            else:
-                piece = replace(piece, rowsets=tuple(rowset for rowset in piece.rowsets if rowset not in chosen))
-        apply(self, piece, *arguments)  # type: ignore[arg-type]
+    def spoiled(self: PostgresStream, timeout: float) -> Piece | None:
+        piece = again.pop() if again else poll(self, timeout)
+        if piece is None or done.is_set():
+            return piece
+        others = tuple(rowset for rowset in piece.rowsets if rowset.relation.name.name != table)
+        if len(others) == len(piece.rowsets):
+            return piece
+        done.set()
+        if how == "lose":
+            return replace(piece, rowsets=others)
+        again.append(piece)
+        return piece
 
-    Applier.apply = spoiled  # type: ignore[method-assign,assignment]
+    PostgresStream.poll = spoiled  # type: ignore[method-assign]
 
 
 def pulled(point: str = "", count: str = "0") -> Strings:

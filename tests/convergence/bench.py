@@ -47,17 +47,21 @@ class Bench:
         self.schema, self.plugin = schema, plugin
         self.histories = self.faults = self.transactions = 0
         self._directory = directory
-        self._stack = ExitStack()
         self._servers = source, hub
-        self._databases = create_database(source), create_database(hub)
-        self._stack.callback(drop_database, hub, self._databases[1])
-        self._stack.callback(drop_database, source, self._databases[0])
-        self._dsn = source.dsn(self._databases[0]), hub.dsn(self._databases[1])
+        self._stack = ExitStack()
+        self._open()
+
+    def _open(self) -> None:
+        source, hub = self._servers
+        databases = create_database(source), create_database(hub)
+        self._stack.callback(drop_database, hub, databases[1])
+        self._stack.callback(drop_database, source, databases[0])
+        self._dsn = source.dsn(databases[0]), hub.dsn(databases[1])
         self._writers = [self._connect(0), self._connect(0)]
         self._hub = self._connect(1)
-        self._proxies = tuple(self._stack.enter_context(Proxy(server.port)) for server in (source, hub))
-        self._writers[0].execute(schema.source.encode())
-        self._hub.execute(schema.hub.encode())
+        self._proxies = tuple(self._stack.enter_context(Proxy(server.port)) for server in self._servers)
+        self._writers[0].execute(self.schema.source.encode())
+        self._hub.execute(self.schema.hub.encode())
         self._line = self._make_line(20_000, 20_000)
         self._line.apply()
 
@@ -96,6 +100,9 @@ class Bench:
 
     def _reset(self, history: History) -> None:
         """Other rows at the source, none at the hub, and the pipeline at the beginning of its copying."""
+        if self.schema.changing and self.histories > 1:
+            self.close()
+            self._open()
         line = self._line
         text = line.path.read_text("utf-8").split("snapshot:")[0]
         routes = self.schema.routes
@@ -209,7 +216,7 @@ class Bench:
     # ---- what must hold --------------------------------------------------------------------------------------
 
     def _compare(self) -> None:
-        for there, here in self.schema.equal:
+        for there, here in self._equal():
             should = self._writers[0].execute(there.encode()).fetchall()
             rows = self._hub.execute(here.encode()).fetchall()
             if rows != should:
@@ -220,6 +227,18 @@ class Bench:
         ).fetchall()
         if any(seen != accounted for seen, accounted in sums):
             raise Diverged(f"the ledger does not balance: {sums}")
+
+    def _equal(self) -> list[tuple[str, str]]:
+        """The queries, with the columns that the source's table has now."""
+        if not self.schema.changing:
+            return list(self.schema.equal)
+        rows = self._writers[0].execute(
+            "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
+            " AND NOT attisdropped ORDER BY attname",
+            (self.schema.tables[0],),
+        )
+        columns = ", ".join(name for (name,) in rows)
+        return [(there.format(columns=columns), here.format(columns=columns)) for there, here in self.schema.equal]
 
 
 class _Telling:

@@ -23,7 +23,8 @@ class Schema:
     """``source`` and ``hub``: scripts that make the tables. ``fill``: the first rows, for ``{rows}`` of them.
 
     ``equal``: queries at the source and at the hub that must give the same rows. ``tables``, ``copies``: what to empty
-    between histories. ``max_rows``: how large pieces may be.
+    between histories. ``max_rows``: how large pieces may be. ``changing``: operations change the tables, so that
+    each history has databases of its own; ``{columns}`` in what is to be equal stands for the source's columns.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Schema:
     hub: str = "SELECT"
     plugins: tuple[str, ...] = ("pgoutput", "wal2json")
     max_rows: tuple[int, ...] = (20_000, 1, 3)
+    changing: bool = False
 
 
 def _pick(values: Sequence[str]) -> Sql:
@@ -319,4 +321,24 @@ SELECTED = Schema(
     copies=("hub.trade_order", "hub.copied", "hub.inner_joined"),
 )
 
-SCHEMAS = {schema.name: schema for schema in (KEYED, WHOLE, FAMILY, STRICT, COMPOSITE, PARTITIONED, SELECTED)}
+CHANGING = Schema(
+    "columns that are added",
+    source="CREATE TABLE item (id int PRIMARY KEY, v text)",
+    routes="  - {from: public.*, into: replica.*, on_truncate: delete, on_schema_change: evolve}",
+    fill="INSERT INTO item SELECT n, 'f' || n FROM generate_series(1, {rows}) n",
+    operations=st.one_of(
+        _sql("INSERT INTO item VALUES ({key}, {v}) ON CONFLICT DO NOTHING", key=KEYS, v=_pick(TEXTS)),
+        _sql("UPDATE item SET v = {v} WHERE id = {key}", key=KEYS, v=_pick(TEXTS)),
+        _sql("UPDATE item SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        _sql("DELETE FROM item WHERE id = {key}", key=KEYS),
+        _sql("ALTER TABLE item ADD {column} text", column=_pick(("a", "b", '"C d"'))),
+        _sql("ALTER TABLE item ADD {column} int DEFAULT {n}", column=_pick(("a", "b", "e")), n=KEYS),
+        _sql("UPDATE item SET {column} = {n} WHERE id = {key}", column=_pick(("a", "b", "e")), n=KEYS, key=KEYS),
+    ),
+    equal=(("SELECT {columns} FROM public.item ORDER BY id", "SELECT {columns} FROM replica.item ORDER BY id"),),
+    tables=("item",),
+    copies=("replica.item",),
+    changing=True,
+)
+
+SCHEMAS = {schema.name: schema for schema in (KEYED, WHOLE, FAMILY, STRICT, COMPOSITE, PARTITIONED, SELECTED, CHANGING)}

@@ -13,7 +13,7 @@ from tests.convergence.histories import History, histories
 from tests.convergence.schemas import SCHEMAS
 from towline.demo.server import Server
 
-#: Histories of each schema, 100 in all; the same in every run. `make soak` runs many more, of its own choice.
+#: Histories of each schema, over 100 in all; the same in every run. `make soak` runs many more, of its own choice.
 EXAMPLES = {"pgoutput": 10, "wal2json": 5}
 
 

@@ -410,7 +410,7 @@ class Replication:
         if isinstance(error, ColumnAdded) and intake.halt is None:
             changes = waiting(intake.prepared)
         tell(self._config, changes, lsn=lsn)
-        error.detail += f" The target is as of {lsn}."
+        error.detail = f"{error.detail.rstrip('.')}. The target is as of {lsn}."
         return error
 
     def _progressed(self, change: SourceTableChanged, pipeline: Pipeline) -> None:

@@ -219,3 +219,16 @@ def test_a_table_that_changes_ends_the_daemon(under: Fault) -> None:
     said = daemon.log()
     assert 'difference="column renamed" column=note was=note now=title action=halt' in said
     assert "code=TL-316" in said
+
+
+def test_a_route_is_copied_again_under_a_running_daemon(under: Fault) -> None:
+    """`towline resync ROUTE`: the daemon begins anew, copies it under load, and removes what is not there."""
+    daemon = under.daemon()
+    active(under, daemon)
+    with shop(under, seed=9, rows=ROWS):
+        under.await_progress()
+        under.at_hub("INSERT INTO replica.stock VALUES ('nowhere', 'none', 1); DELETE FROM hub.open_sale")
+        under.resync("public.stock", "open_sale")
+        until(lambda: under.at_hub("SELECT FROM towline.route_state WHERE sweep") == [], 60, daemon.log)
+    assert under.at_hub("SELECT FROM replica.stock WHERE warehouse = 'nowhere'") == []
+    finish(under, daemon)

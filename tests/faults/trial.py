@@ -79,6 +79,7 @@ class Trial:
         self._over: tuple[float, int] | None = None
         self._seconds = 0.0
         self._entries = 0
+        self._resynced = False
         self.verified = True
 
     # ---- for faults ------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ class Trial:
         """`towline resync`: everything is copied again, over what is there. No figure of the ledger is known then."""
         with plan.prepare(load(self._path), applied=True) as prepared:
             resync.execute(prepared, resync.plan(prepared), lambda line: None)
-        self._since = None
+        self._since, self._resynced = None, True
 
     def halted(self, code: str) -> None:
         """The daemon must end by itself, saying that a person must act, with that code."""
@@ -328,7 +329,7 @@ class Trial:
                 puppet.stop()
         self._never_ahead()
         with psycopg.connect(self.source) as source, psycopg.connect(self.hub) as hub:
-            taken = account(source, hub, self._since)
+            taken = account(source, hub, self._since, resynced=self._resynced)
         with plan.prepare(load(self._path)) as prepared:
             report = verify(prepared)
         differing = report.differing + report.unsettled

@@ -431,3 +431,23 @@ def test_a_plugin_that_is_not_there(scratch: Path) -> None:
         finding = only(check(connection, [], plugin="wal2json", slot=SLOT), "does not have the output plugin")
         assert (finding.code, finding.fatal) == ("TL-314", True)
         assert "postgresql-18-wal2json" in finding.remedy
+
+
+def test_slots_for_failover(server: Server, new_database: NewDatabase) -> None:
+    """Made so, or changed to it and back, from version 17 on; refused before, with what a standby needs besides."""
+    with source(new_database(server), DDL) as connection:
+        wanted = relations(connection, a=())
+        ways = {"slot": SLOT, "plugin": "pgoutput", "publication": PUBLICATION}
+        found = [each for each in check(connection, wanted, failover=True, **ways) if "failover" in str(each)]
+        if connection.info.server_version < 170000:
+            assert [(each.fatal, each.code) for each in found] == [(True, "TL-303")]
+            return
+        warned = [each for each in check(connection, wanted, failover=True, **ways) if "standby" in each.detail]
+        assert [each.fatal for each in warned] == [False]
+        assert "sync_replication_slots" in warned[0].remedy
+        query = "SELECT failover FROM pg_replication_slots WHERE slot_name = 'towline_test'"
+        for failover in (True, False, True):
+            execute(connection, plan(connection, wanted, failover=failover, **ways))
+            assert connection.execute(query).fetchone() == (failover,)
+            assert plan(connection, wanted, failover=failover, **ways) == []
+        drop(connection, slot=SLOT, publication=PUBLICATION)

@@ -132,8 +132,11 @@ def replay(outcome: Outcome) -> str:
 
 
 def write(page: Path, soak: Soak) -> None:
-    """Put the section between its markers. Raises ValueError when they are not there."""
-    text = page.read_text("utf-8")
+    """Put the section between its markers; where there is no page yet, make one that has nothing else.
+
+    Raises ValueError when the page has no markers.
+    """
+    text = page.read_text("utf-8") if page.exists() else f"# Reliability\n\n{BEGIN}\n{END}\n"
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

@@ -325,7 +325,10 @@ def test_an_idle_session_is_used_more_often_than_the_checkpoint_moves(
         until(lambda: line.at_hub("SELECT count(*) FROM towline.route_state WHERE state = 'streaming'") == [(1,)])
 
         def used_often() -> bool:
-            query = "SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT 1'"
+            query = (
+                "SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'"
+                " AND application_name LIKE 'towline%'"
+            )
             used.update(line.at_hub(query))
             return len(used) > 2
 

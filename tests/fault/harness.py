@@ -151,7 +151,7 @@ class Fault:
 
     def _verify_sums(self, prepared: plan.Prepared) -> None:
         relations = {relation.name: relation for relation in prepared.relations}
-        with psycopg.connect(self.hub) as connection:
+        with psycopg.connect(self.hub, options="-c statement_timeout=0") as connection:
             running = read_running(connection, self.config.target.schema_name, self.config.pipeline)
         with closing(PostgresTables(self.source, slot=self.config.source.slot)) as tables:
             for route in prepared.routes:
@@ -168,7 +168,7 @@ class Fault:
 
 
 def _rows(dsn: str, query: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(dsn) as connection:
+    with psycopg.connect(dsn, options="-c statement_timeout=0") as connection:
         cursor = connection.execute(query.encode())
         return cursor.fetchall() if cursor.description is not None else []
 

@@ -197,7 +197,10 @@ def test_statements_are_cancelled(under: Fault) -> None:
         "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
         " AND pid <> pg_backend_pid() AND state = 'active' AND application_name LIKE 'towline%'"
     )
-    with shop(under, seed=34, rows=ROWS), psycopg.connect(under.hub, autocommit=True) as hub:
+    with (
+        shop(under, seed=34, rows=ROWS),
+        psycopg.connect(under.hub, autocommit=True, options="-c statement_timeout=0") as hub,
+    ):
         under.await_progress()
         for times in (1, 2, 3):
             until(

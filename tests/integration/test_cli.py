@@ -227,10 +227,9 @@ def test_top_on_a_terminal(pipeline: Pipeline) -> None:
     )
     os.close(theirs)
     try:
-        drawn = read_until(ours, b"public.item", 30)
-        assert b"towline_cli" in drawn and b"pending" in drawn
+        read_until(ours, 30, b"towline_cli", b"public.item", b"pending")
         top.send_signal(signal.SIGINT)
-        drawn = read_until(ours, None, 20)
+        drawn = read_until(ours, 20)
         assert (top.wait(10), b"Traceback" in drawn) == (0, False)
     finally:
         top.kill()
@@ -238,11 +237,11 @@ def test_top_on_a_terminal(pipeline: Pipeline) -> None:
         os.close(ours)
 
 
-def read_until(terminal: int, wanted: bytes | None, seconds: float) -> bytes:
-    """What is written to a terminal until ``wanted`` (None: the end) is among it."""
+def read_until(terminal: int, seconds: float, *wanted: bytes) -> bytes:
+    """What is written to a terminal until all of ``wanted`` is among it; without any, until the end."""
     drawn = b""
     deadline = time.monotonic() + seconds
-    while wanted is None or wanted not in drawn:
+    while not wanted or any(each not in drawn for each in wanted):
         left = deadline - time.monotonic()
         assert left > 0, drawn
         if select.select([terminal], [], [], left)[0]:
@@ -251,7 +250,7 @@ def read_until(terminal: int, wanted: bytes | None, seconds: float) -> bytes:
             except OSError:  # the other side was closed
                 piece = b""
             if not piece:
-                assert wanted is None, drawn
+                assert not wanted, drawn
                 break
             drawn += piece
     return drawn

@@ -17,6 +17,7 @@ import math
 import os
 import queue
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -106,14 +107,17 @@ def _all(wanted: Sequence[str], seed: int, given: argparse.Namespace) -> list[Ou
         waiting.put((number, job))
     outcomes: list[Outcome] = []
     lock = threading.Lock()
+    children = _Children()
 
     def work(directory: Path) -> None:
-        while True:
+        while not children.ended:
             try:
                 number, job = waiting.get_nowait()
             except queue.Empty:
                 return
-            outcome = _apart(job, seed + 1_000_003 * number, given, directory / f"{number}.json")
+            outcome = _apart(job, seed + 1_000_003 * number, given, directory / f"{number}.json", children)
+            if children.ended:
+                return
             with lock:
                 outcomes.append(outcome)
                 said = f"FAIL {outcome.job}: {replay(outcome)}\n{outcome.failure}" if outcome.failure else ""
@@ -121,32 +125,66 @@ def _all(wanted: Sequence[str], seed: int, given: argparse.Namespace) -> list[Ou
 
     with tempfile.TemporaryDirectory() as directory:
         threads = [threading.Thread(target=work, args=(Path(directory),)) for _ in range(given.workers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:  # also when this process is told to end: what it started ends with it
+            children.end()
+            for thread in threads:
+                thread.join()
+            signal.signal(signal.SIGTERM, before)
     return outcomes
 
 
-def _apart(job: str, seed: int, given: argparse.Namespace, result: Path) -> Outcome:
+class _Children:
+    """The processes of jobs under way. Their servers end when they do, whatever ends them."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self.ended = False
+
+    def run(self, command: Sequence[str]) -> tuple[int, str]:
+        """Exit code and output of a process, or of one that `end` has ended."""
+        with self._lock:
+            if self.ended:
+                return 0, ""
+            child = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
+            self._running.add(child)
+        output, _ = child.communicate()
+        with self._lock:
+            self._running.discard(child)
+        return child.returncode, output
+
+    def end(self) -> None:
+        """End all, and let none begin."""
+        with self._lock:
+            self.ended = True
+            for child in self._running:
+                child.terminate()
+
+
+def _apart(job: str, seed: int, given: argparse.Namespace, result: Path, children: _Children) -> Outcome:
     """Do a job in a process of its own."""
     command = [sys.executable, "-m", "tests.soak", "--job", job, "--job-seed", str(seed), "--result", str(result)]
     command += ["--histories", str(given.histories), "--fuzz-minutes", str(given.fuzz_minutes)]
     command += ["--states", str(given.states), "--until", str(given.until)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode == 0 and result.exists():
+    code, output = children.run(command)
+    if code == 0 and result.exists():
         return Outcome(**json.loads(result.read_text("utf-8")))
-    return Outcome(job, seed, failure=done.stdout[-TAIL:] or f"exit code {done.returncode}")
+    return Outcome(job, seed, failure=output[-TAIL:] or f"exit code {code}")
 
 
 if __name__ == "__main__":

@@ -513,12 +513,14 @@ class QuarantineFull(TowlineError):
 
 
 class TransactionRefused(TowlineError):
-    """A constraint that is checked when the transaction ends is violated, by a transaction larger than a piece."""
+    """Of a transaction larger than a piece, too many rows are refused that what follows may put right; or a constraint
+    that is checked when it ends is violated.
+    """
 
     code = "TL-410"
     remedy = (
-        "Which of its rows it is cannot be told, so that none can be set aside. Correct the data or the constraint, or "
-        "raise `batch.max_rows` beyond the transaction's size; then start again."
+        "Which of its rows are bad cannot be told, so that none can be set aside. Correct the data or the constraint, "
+        "or raise `batch.max_rows` beyond the transaction's size; then start again."
     )
 
 

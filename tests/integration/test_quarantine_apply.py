@@ -16,6 +16,7 @@ from towline.change import Format, Relation
 from towline.demo.server import Server
 from towline.errors import QuarantineFlooded, QuarantineFull, RowRefused, TargetTableChanged, TransactionRefused
 from towline.target import ChunkLoad, RouteState
+from towline.target.postgres import waiting
 from towline.target.postgres.writer import PostgresTarget
 from towline_transforms.route import OnDelete, OnError, OnTruncate
 
@@ -348,6 +349,50 @@ def test_the_end_of_what_is_deferred_may_be_waited_for(binary: Hub) -> None:
     assert hub.rows("SELECT id, parent FROM hub.child") == [(1, 6)]
     assert hub.rows(ENTRIES) == [("3", "insert", "open", "23503")]
     assert balanced(hub) == [("src.child", 5, 1), ("src.parent", 1, 0)]
+
+
+def test_a_transaction_in_pieces_is_waited_for(hub: Hub) -> None:
+    """What its last piece puts right is no bad row, and what comes after the transaction is."""
+    family = FAMILY.format("") + "CREATE TABLE src.note (id int PRIMARY KEY, t text);"
+    family += "CREATE TABLE hub.note (id int PRIMARY KEY, t text UNIQUE);"
+    tables = ("parent", "child", "note")
+    hub.set_up(family, *(spec(f"src.{name}", f"hub.{name}", **ASIDE) for name in tables))
+    hub.apply(hub.batch().insert("note", id="1", t="a").insert("note", id="2", t="b"))
+    first = hub.batch().update("note", id="1", t="b")
+    for number in range(1, 7):
+        first.insert("child", id=str(number), parent=str(number))
+    second = hub.batch().delete("child", id="5").update("child", id="6", parent="1")
+    second.insert("parent", id="1", name="one").insert("parent", id="4", name="bad")
+    third = hub.batch().update("note", id="2", t="c").insert("parent", id="2", name="two")
+    third.commit().insert("parent", id="3", name="too late").insert("child", id="7", parent="404")
+    fourth = hub.batch().insert("child", id="8", parent="9")
+    hub.apply(first.piece(None), second.piece(None), third.piece(None), fourth)
+    assert hub.rows("SELECT id, parent FROM hub.child ORDER BY id") == [(1, 1), (2, 2), (6, 1)]
+    assert hub.rows("SELECT id, t FROM hub.note ORDER BY id") == [(1, "b"), (2, "c")]
+    assert hub.rows("SELECT id FROM hub.parent ORDER BY id") == [(1,), (2,), (3,)]
+    found = {key: (code, ordinal) for key, code, ordinal in hub.rows(
+        "SELECT key::json->>'id', sqlstate, ordinal FROM towline.quarantine WHERE route <> 'src.parent'"
+    )}  # fmt: skip
+    assert found == {"3": ("23503", 3), "4": ("23503", 4), "7": ("23503", 1), "8": ("23503", 0)}
+    assert balanced(hub) == [("src.child", 10, 4), ("src.note", 4, 0), ("src.parent", 4, 1)]
+
+
+def test_a_transaction_in_pieces_is_not_waited_for_without_limit(binary: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused as a whole, then; and a table that is emptied meanwhile has nothing that waits."""
+    hub = binary
+    options = {"on_truncate": OnTruncate.DELETE, **ASIDE}
+    hub.set_up(FAMILY.format(""), spec("src.parent", "hub.parent", **ASIDE), spec("src.child", "hub.child", **options))
+    few = hub.batch().insert("child", id="1", parent="405").insert("child", id="2", parent="404")
+    rest = hub.batch().truncate("child").insert("child", id="3", parent="1").insert("parent", id="1", name="one")
+    hub.apply(few.piece(None), rest)
+    assert hub.rows("SELECT id FROM hub.child") == [(3,)] and hub.rows(ENTRIES) == []
+    assert hub.ledger()["src.child"] == (3, 1, 0, 2, 0)
+    monkeypatch.setattr(waiting, "MOST_ROWS", 1)
+    with pytest.raises(TransactionRefused, match=r"2 rows .*23503"):
+        hub.apply(few.piece(None))
+    hub.targets[0].rollback()
+    hub.apply(hub.batch().insert("child", id="9", parent="1"))
+    assert hub.rows("SELECT id FROM hub.child ORDER BY id") == [(3,), (9,)] and hub.rows(ENTRIES) == []
 
 
 def test_sensitive_columns_are_masked(hub: Hub) -> None:

@@ -110,6 +110,7 @@ class Applier:
         self._kept: list[_Kept | ChunkLoad] = []
         self._kept_rows = 0
         self._continued: tuple[int, int] | None = None
+        self._number = 0
         self._touched: set[bytes] = set()
         self._truncated: set[TableName] = set()
         self._began = self._stages.mark()
@@ -139,6 +140,7 @@ class Applier:
         """The transaction was rolled back."""
         self._stages.restore(self._began)
         self.counts = {}
+        self._refusals.begin()
         if self.quarantine is not None:
             self.quarantine.rolled_back()
 
@@ -149,7 +151,8 @@ class Applier:
         self._truncated.clear()
         self._continued = None
         self.counts = {}
-        self._refusals.expected = {}
+        self._number = 0
+        self._refusals.begin()
         if self.quarantine is not None:
             self.quarantine.begin()
 
@@ -159,11 +162,13 @@ class Applier:
             self._keep(_Kept(piece, active, reread, prior), piece.changes)
         for relation in self._children_first(piece.truncated):
             self._truncate(piece, relation, active)
-        if not piece.rowsets:
-            return
-        job = Job(Stamps(piece, self._pipeline), active, reread, prior, self._touched, earlier=self._earlier(piece))
-        self._whole_or_halves(piece, job)
-        self._touched |= self._keys_of_prior(piece, prior)
+        self._number += 1
+        stamps, earlier = Stamps(piece, self._pipeline), self._earlier(piece) if piece.rowsets else 0
+        job = Job(stamps, active, reread, prior, self._touched, earlier=earlier, number=self._number)
+        for part in self._refusals.parts(piece):
+            self._whole_or_halves(part, job)
+            self._touched |= self._keys_of_prior(part, prior)
+        self._refusals.hold(self._touched)
 
     def load(self, load: ChunkLoad) -> None:
         """See `towline.target.Target.load`; the route's state is left to the caller. Raises as `apply` does."""
@@ -260,7 +265,8 @@ class Applier:
         for rowset in piece.rowsets:
             for route in self._routes.get(rowset.relation.name, ()):
                 if route.name in active:
-                    self._refusals.expected[route.name] = self._counts_of(route.name).seen + len(rowset)
+                    before = self._counts_of(route.name).seen + self._refusals.held(route)
+                    self._refusals.expected[route.name] = before + len(rowset)
 
     def _earlier(self, piece: Piece) -> int:
         """How many changes of the piece's first transaction earlier pieces had."""
@@ -314,8 +320,8 @@ class Applier:
                 translated = translate(error, "target")
                 translated.detail = f"route {route.name}: {route.into} cannot be emptied: {translated.detail}"
                 raise translated from error
-            if self.quarantine is not None and (behind := list(self.quarantine.behind(route))):
-                self.quarantine.overtake(route, behind)
+            if self.quarantine is not None:
+                self._refusals.emptied(route)
 
 
 def _nothing_to_read(relation: Relation, keys: Frame) -> Chunk:

@@ -36,6 +36,7 @@ class Job:
 
     ``touched``: framed keys of the relation of ``prior`` that were changed before in this transaction. ``chunk``: the
     rows are of a chunk. ``earlier``: of the first source transaction, how many changes were in earlier pieces.
+    ``number``: the piece's number in the target transaction.
     """
 
     stamps: Stamps
@@ -45,6 +46,7 @@ class Job:
     touched: AbstractSet[bytes] = frozenset()
     chunk: Chunk | None = None
     earlier: int = 0
+    number: int = 0
 
 
 @dataclass(slots=True, eq=False)

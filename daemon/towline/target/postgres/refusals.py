@@ -8,8 +8,8 @@ order. A change that fails even alone is tried for each of its routes by itself.
 later for that key overtakes it, and takes no values from the target's row.
 
 **Waiting.** Inside a source transaction rows may refer to later ones, or have a value that a later change frees: a
-change that fails for such a reason (`_MAY_PASS`) waits for the end of its transaction, and is tried again there, until
-nothing more succeeds.
+change that fails for such a reason (`_MAY_PASS`) waits for the end of its transaction, in whatever piece that comes
+(see `waiting`), and is tried again there, until nothing more succeeds.
 
 **Tables that are copied again.** A unique value may still be with a row that is out of date: before a change is
 refused, room is made for it (see `Attempts.making_room`).
@@ -20,9 +20,9 @@ constraints checked after each part that is tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,27 +35,13 @@ from towline.target.postgres.executor import Executor
 from towline.target.postgres.quarantine import Origin, Quarantine
 from towline.target.postgres.savepoints import Savepoints
 from towline.target.postgres.tally import Tally
+from towline.target.postgres.waiting import OneWaiting, Waiting
 from towline_transforms.route import OnDelete, OnError, Route
 from towline_transforms.schema import TableName
 
 #: What other changes of the same transaction may put right: foreign keys, unique and exclusion constraints, triggers.
 _MAY_PASS = ("23503", "23505", "23P01", "P0")
 _UNIQUE_VIOLATION = "23505"
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """A change of one row that failed for one route, and that may succeed once others have.
-
-    ``order``: when it came, within its source transaction.
-    """
-
-    order: tuple[int, int]
-    route: Route
-    key: bytes
-    piece: Piece
-    job: Job
-    refused: RowRefused
 
 
 class Refusals:
@@ -80,7 +66,7 @@ class Refusals:
         self._routes = routes
         self._quarantine = quarantine
         self._counts = counts
-        self._waiting: dict[tuple[str, bytes], list[_Waiting]] = {}
+        self._waiting = Waiting()
         self._within = False
         self._waits = quarantine is not None and any(
             route.on_error is OnError.QUARANTINE for each in routes.values() for route in each
@@ -88,7 +74,43 @@ class Refusals:
         self.checking = False
         self.expected: dict[str, int] = {}
 
+    def begin(self) -> None:
+        """A transaction begins, or was rolled back."""
+        self._waiting.clear()
+        self.expected = {}
+
     # ---- trying ----------------------------------------------------------------------------------------------
+
+    def parts(self, piece: Piece) -> Iterator[Piece]:
+        """A piece as it is to be applied: the rest of a transaction of which something waits, then what follows.
+
+        Each is to be applied before the next one is asked for, and all of them are to be asked for.
+        """
+        parts = [piece]
+        if self._waiting and len(piece.transactions) > 1:
+            first = piece.transactions[1].first
+            parts = [piece.between(0, first), piece.between(first, piece.changes)]
+        for number, part in enumerate(parts):
+            if part.rowsets:
+                yield part
+            if self._waiting and (number < len(parts) - 1 or part.end is not None):
+                self._resolve()
+
+    def hold(self, touched: AbstractSet[bytes]) -> None:
+        """A piece was applied; what waits of a transaction that goes on is kept. Raises TransactionRefused."""
+        self._waiting.hold(touched)
+
+    def held(self, route: Route) -> int:
+        """How many changes of a route wait from earlier pieces."""
+        return self._waiting.held(route.name)
+
+    def emptied(self, route: Route) -> None:
+        """The route's table was emptied: nothing of it waits any more, or is due."""
+        assert self._quarantine is not None
+        if void := self._waiting.drop_all(route.name):
+            self._counts(route.name).add(Counts(seen=void, superseded=void))
+        if behind := list(self._quarantine.behind(route)):
+            self._quarantine.overtake(route, behind)
 
     def attempt(self, piece: Piece, job: Job) -> RowRefused | None:
         """Apply a piece; if the target refuses some of it, everything is as before."""
@@ -105,7 +127,7 @@ class Refusals:
         if refused is None:
             for name, counts in tallies[0].counts().items():
                 self._counts(name).add(counts)
-            self._overtaken(piece, job.active)
+            self._overtaken(piece, job)
         return refused
 
     def halves(self, piece: Piece, job: Job, orders: Ints, refused: RowRefused) -> None:
@@ -114,10 +136,10 @@ class Refusals:
             self._within = True
             try:
                 self._split(piece, job, orders, refused)
-                self._resolve()
+                if not _goes_on(piece, orders):
+                    self._resolve()
             finally:
                 self._within = False
-                self._waiting.clear()
         else:
             self._split(piece, job, orders, refused)
 
@@ -164,8 +186,7 @@ class Refusals:
         if not refused.sqlstate.startswith(_MAY_PASS) and (route.name, key) not in self._waiting:
             self._final(piece, job, route, refused)
             return
-        waiting = _Waiting((int(rowset.order[0]), place), route, key, piece, job, refused)
-        self._waiting.setdefault((route.name, key), []).append(waiting)
+        self._waiting.add(OneWaiting((job.number, int(rowset.order[0]), place), route, key, piece, job, refused))
 
     def _final(self, piece: Piece, job: Job, route: Route, refused: RowRefused) -> None:
         """One row is refused by one route, and nothing will change that."""
@@ -203,26 +224,18 @@ class Refusals:
         progress = True
         while progress and self._waiting:
             progress = False
-            for one in self._in_order():
-                line = self._waiting.get((one.route.name, one.key), [])
-                if one not in line:
+            for one in self._waiting.in_order():
+                if not self._waiting.take(one):
                     continue  # overtaken
-                line.remove(one)
-                if not line:
-                    del self._waiting[one.route.name, one.key]
                 failed = self.attempt(one.piece, one.job)
                 if failed is None:
                     progress = True
-                    continue
-                one.refused = failed
-                line = self._waiting.setdefault((one.route.name, one.key), [])
-                line.append(one)
-                line.sort(key=lambda each: each.order)
-        for one in self._in_order():
+                else:
+                    one.refused = failed
+                    self._waiting.add(one)
+        for one in self._waiting.in_order():
             self._final(one.piece, one.job, one.route, one.refused)
-
-    def _in_order(self) -> list[_Waiting]:
-        return sorted((one for line in self._waiting.values() for one in line), key=lambda one: one.order)
+        self._waiting.clear()
 
     # ---- keys that are behind --------------------------------------------------------------------------------
 
@@ -255,7 +268,7 @@ class Refusals:
                 unknown[place] = unknown.get(place, 0) | mask
         return replace(rowset, missing=missing, unknown=unknown) if len(missing) < len(rowset.missing) else rowset
 
-    def _overtaken(self, piece: Piece, active: AbstractSet[str]) -> None:
+    def _overtaken(self, piece: Piece, job: Job) -> None:
         """A piece was applied: what was set aside of its keys before is void.
 
         Not of rows that lacked what only the source had, and that are no longer there: their end is yet to come.
@@ -264,7 +277,7 @@ class Refusals:
             return
         assert self._quarantine is not None
         for rowset in piece.rowsets:
-            routes = self._active(rowset, active) if len(rowset) else []
+            routes = self._active(rowset, job.active) if len(rowset) else []
             if not routes:
                 continue
             last = dict(zip(rowset.rows.keys(rowset.relation.key), range(len(rowset)), strict=True))
@@ -274,17 +287,10 @@ class Refusals:
                 if route.on_delete is OnDelete.IGNORE:  # the target keeps the row, so that its last version is due
                     done = [key for key in done if int(rowset.ops[last[key]]) != DELETE]
                 for key in done:
-                    self._drop_waiting(route, key, int(rowset.order[last[key]]))
+                    void = self._waiting.drop(route.name, key, (job.number, int(rowset.order[last[key]])))
+                    self._counts(route.name).add(Counts(seen=void, superseded=void))
                 if behind := [key for key in done if key in self._quarantine.behind(route)]:
                     self._quarantine.overtake(route, behind)
-
-    def _drop_waiting(self, route: Route, key: bytes, order: int) -> None:
-        line = self._waiting.pop((route.name, key), [])
-        later = [one for one in line if one.order[0] > order]
-        if later:
-            self._waiting[route.name, key] = later
-        void = len(line) - len(later)
-        self._counts(route.name).add(Counts(seen=void, superseded=void))
 
 
 def _origin(piece: Piece, job: Job) -> Origin:
@@ -315,6 +321,13 @@ def _only(rowset: RowSet, place: int) -> RowSet:
 def _one_transaction(piece: Piece, orders: Ints) -> bool:
     first, last = piece.transaction_of(orders[[0, -1]])
     return bool(first == last)
+
+
+def _goes_on(piece: Piece, orders: Ints) -> bool:
+    """Whether the transaction of these changes goes on in the next piece."""
+    if not piece.transactions or piece.end is not None:
+        return False
+    return int(piece.transaction_of(orders[-1:])[0]) == len(piece.transactions) - 1
 
 
 def _middle(piece: Piece, orders: Ints) -> int:

@@ -56,6 +56,10 @@ class Stamps:
         self._origin = origin
         self._pipeline = pipeline
 
+    def of(self, part: Piece) -> Stamps:
+        """Those of a part of the piece, without the piece."""
+        return self if isinstance(self._origin, Chunk) else Stamps(part, self._pipeline)
+
     def append(self, frame: Frame, rowset: RowSet, places: Ints, names: Sequence[str]) -> Frame:
         """The rows, which are of those places in the row set, with the pseudo-columns of those names at the end."""
         if not names:

@@ -69,11 +69,12 @@ class _Link:
 class Proxy:
     """Forwards connections on ``port`` to ``target`` on loopback. Start it by entering its context.
 
-    ``wire``: follow the protocol's messages, as `trap` needs it.
+    ``wire``: follow the protocol's messages, as `trap` needs it. ``window``: bytes that may be on their way each way.
     """
 
-    def __init__(self, target: int, *, wire: bool = False) -> None:
+    def __init__(self, target: int, *, wire: bool = False, window: int = WINDOW) -> None:
         self._wire = wire
+        self._window = window
         self._trap: Trap | None = None
         self._passed = 0
         self._tripped = threading.Event()
@@ -248,7 +249,7 @@ class Proxy:
                 continue
             events: dict[socket.socket, int] = {}
             for flow in link.flows:
-                if not flow.ended and flow.held < WINDOW:
+                if not flow.ended and flow.held < self._window:
                     events[flow.source] = events.get(flow.source, 0) | selectors.EVENT_READ
                 if flow.due(now) and not self._held[flow.up]:
                     events[flow.sink] = events.get(flow.sink, 0) | selectors.EVENT_WRITE
@@ -281,7 +282,7 @@ class Proxy:
 
     def _move(self, link: _Link, flow: _Flow) -> None:
         try:
-            if not flow.ended and flow.held < WINDOW:
+            if not flow.ended and flow.held < self._window:
                 with contextlib.suppress(BlockingIOError):
                     data = flow.source.recv(CHUNK)
                     flow.ended = not data

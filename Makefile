@@ -12,6 +12,10 @@ STAMP := $(VENV)/installed-$(shell { pwd; cat pyproject.toml requirements.lock .
 TRYTON_VENV := .venv-tryton
 TRYTON_STAMP := $(TRYTON_VENV)/installed-$(shell { pwd; cat tests/tryton/requirements.lock; } | cksum | cut -d ' ' -f 1)
 
+# What only the benchmark needs is installed into the same environment when that is run.
+BENCH_STAMP := $(VENV)/bench-$(shell { pwd; cat requirements.lock bench/requirements.lock; } | cksum | cut -d ' ' -f 1)
+
+BENCH_ARGS ?=
 DEMO_ARGS ?=
 FAULTS_ARGS ?=
 SOAK_ARGS ?=
@@ -24,7 +28,7 @@ SELECTION := -m 'not debian'
 SELECTION_NOTE := @echo "On macOS the tests marked 'debian' are left out: they need Debian's PostgreSQL 15 with wal2json."
 endif
 
-.PHONY: help install demo test test-unit test-tryton faults huge soak lint lock clean
+.PHONY: help install demo test test-unit test-tryton faults huge soak bench lint lock clean
 
 help:
 	@echo "make demo       a source under load, a hub and the daemon, live (DEMO_ARGS=\"--seconds 20\" bounds it)"
@@ -34,6 +38,7 @@ help:
 	@echo "make faults     the fault matrix, about half an hour; writes docs/RELIABILITY.md (FAULTS_ARGS=\"--help\")"
 	@echo "make huge       ten million rows in one transaction: some minutes, and how much memory they take"
 	@echo "make soak       generated histories, the explored model and fuzzed decoders, about an hour (SOAK_ARGS=\"--help\")"
+	@echo "make bench      Towline and others, measured side by side, about 40 minutes; writes docs/PERFORMANCE.md (BENCH_ARGS=\"--help\")"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make lock       write the lock files anew"
 	@echo "make clean      remove the virtual environments and caches"
@@ -70,6 +75,16 @@ soak: $(STAMP)
 	@.ci/postgresql-15
 	@$(PYTHON) -m tests.soak $(SOAK_ARGS)
 
+bench: $(BENCH_STAMP)
+	@.ci/postgresql-15
+	@$(PYTHON) -m bench $(BENCH_ARGS)
+
+$(BENCH_STAMP): $(STAMP)
+	@echo "Installing what the benchmark needs in $(VENV)"
+	@$(PYTHON) -m pip --disable-pip-version-check --no-input install -qq --require-hashes \
+		--requirement bench/requirements.lock </dev/null
+	@touch $@
+
 $(TRYTON_STAMP): $(STAMP)
 	@echo "Installing Tryton in $(TRYTON_VENV)"
 	@rm -rf $(TRYTON_VENV)
@@ -87,4 +102,4 @@ lock: $(STAMP)
 
 clean:
 	rm -rf $(VENV) $(TRYTON_VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find daemon transforms tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find daemon transforms tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

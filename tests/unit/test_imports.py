@@ -78,7 +78,11 @@ RULES = (
     Rule("below the command line nobody prints or parses arguments", ("towline",), ("click",), but=FRONT),
     Rule("below the command line nobody imports it", ("towline",), ("towline.cli",), but=FRONT),
     Rule("the demo is for the command line", ("towline",), ("towline.demo",), but=FRONT),
-    Rule("what is installed does not need what tests need", ("towline", "towline_transforms"), ("pytest", "tests")),
+    Rule(
+        "what is installed does not need what tests need",
+        ("towline", "towline_transforms"),
+        ("pytest", "tests", "bench"),
+    ),
 )
 
 

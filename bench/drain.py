@@ -1,0 +1,170 @@
+"""One timed run: from the start of the contender until the target holds every change, compared with the source."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+
+from bench.contender import Contender, Place
+from bench.contents import differences
+from bench.meter import Meter, await_quiet
+from bench.processes import Process
+from bench.results import Result
+from bench.servers import BenchFailed, Servers, Statement
+from bench.stage import Stage
+from bench.workloads import END, START
+
+#: Seconds that changes may come after the marker that follows them, if a contender applies out of order.
+SETTLE: Final = 60.0
+_NAP: Final = 0.01
+
+Through = Callable[[Place], Place]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds: that a run may take, and to wait before it until others leave the machine alone."""
+
+    run: float = 900.0
+    quiet: float = 20.0
+
+
+class Watcher:
+    """Tells by cheap queries at the target whether the first and the last change are visible."""
+
+    def __init__(self, place: Place, contender: Contender) -> None:
+        self._place = place
+        self._table, self._key = (sql.Identifier(name) for name in contender.visible)
+        self._connection = psycopg.connect(place.target, autocommit=True)
+        self._count_after = 0.0
+
+    @property
+    def pid(self) -> int:
+        """Of the server process that answers, which is not to be counted."""
+        return self._connection.info.backend_pid
+
+    def close(self) -> None:
+        """End the session."""
+        self._connection.close()
+
+    def begun(self) -> bool:
+        """Whether something has arrived."""
+        return self._has(1) if self._place.workload.mode == "snapshot" else self._marked(START)
+
+    def finished(self) -> bool:
+        """Whether all has."""
+        if self._place.workload.mode != "snapshot":
+            return self._marked(END)
+        if time.monotonic() < self._count_after or not self._has(self._place.size):
+            return False
+        began = time.monotonic()
+        count = self._one(sql.SQL("SELECT count(*) FROM {}").format(self._table))
+        self._count_after = time.monotonic() + 2 * (time.monotonic() - began)
+        return int(count or 0) >= self._place.size
+
+    def _marked(self, number: int) -> bool:
+        return self._one("SELECT 1 FROM bench_marker WHERE id = %s", number) is not None
+
+    def _has(self, key: int) -> bool:
+        query = sql.SQL("SELECT 1 FROM {} WHERE {} = {}").format(self._table, self._key, sql.Literal(key))
+        return self._one(query) is not None
+
+    def _one(self, query: Statement, *parameters: Any) -> Any:
+        row = self._connection.execute(query, parameters or None).fetchone()
+        return row[0] if row is not None else None
+
+
+def roots(servers: Servers) -> dict[str, int]:
+    """The postmasters, for a meter."""
+    return {"source": servers.source.pid, "target": servers.target.pid}
+
+
+def drain(stage: Stage, contender: Contender, patience: Patience, through: Through = lambda place: place) -> Result:
+    """Run it, and measure. A run that does not end as it must is a result with a failure."""
+    place = through(stage.place(contender))
+    result = Result(
+        stage.workload.name,
+        contender.name,
+        0,
+        0.0,
+        stage.size,
+        stage.changes,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        more={"wal": stage.wal},
+    )
+    process: Process | None = None
+    try:
+        contender.prepare(place)
+        await_quiet(patience.quiet)
+        with closing(Watcher(place, contender)) as watcher:
+            meter = Meter(roots(place.servers), [watcher.pid])
+            began = time.monotonic()
+            try:
+                process = contender.start(place)
+                meter.watch(process)
+                first, seconds = _await(contender, process, watcher, began + patience.run)
+            finally:
+                used = meter.stop()
+        result = replace(
+            result,
+            seconds=round(seconds - began, 3),
+            first=None if first is None else round(first - began, 3),
+            cpu=used.cpu,
+            kinds=used.kinds,
+            peak=used.peak,
+            anonymous=used.anonymous,
+            foreign=used.foreign,
+        )
+        return replace(result, failure=_compare(stage, contender, place))
+    except (BenchFailed, psycopg.Error) as error:
+        return replace(result, failure=str(error) or type(error).__name__)
+    finally:
+        if process is not None:
+            process.stop()
+        contender.clean(place)
+        shutil.rmtree(place.directory)
+
+
+def _await(
+    contender: Contender, process: Process | None, watcher: Watcher, deadline: float
+) -> tuple[float | None, float]:
+    """When the first and the last change were there. Raises BenchFailed."""
+    first: float | None = None
+    while True:
+        now = time.monotonic()
+        status = None if process is None else process.status
+        if process is not None and status is not None:
+            if status == 0 and contender.ends:
+                return None, now
+            raise BenchFailed(f"{contender.name} ended with {status}: {process.output()}")
+        if not contender.ends:
+            if first is None and watcher.begun():
+                first = time.monotonic()
+            if first is not None and watcher.finished():
+                return first, time.monotonic()
+        if now > deadline:
+            raise BenchFailed(f"{contender.name} was not done in time: {process.output() if process else ''}")
+        # A look that costs much is taken less often.
+        time.sleep(max(_NAP, 5 * (time.monotonic() - now)))
+
+
+def _compare(stage: Stage, contender: Contender, place: Place) -> str:
+    """What differs, in words; "" when nothing."""
+    counted = contender.count(place)
+    if counted is not None and counted != stage.changes:
+        return f"{counted:,} changes were counted, of {stage.changes:,}"
+    expected = stage.expected(contender.pairs(stage.workload))
+    deadline = time.monotonic() + (0.0 if contender.ends else SETTLE)
+    while found := differences(expected, place.target):
+        if time.monotonic() > deadline:
+            return "contents differ: " + "; ".join(found[:5])
+        time.sleep(0.5)
+    return ""

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from towline import new_tables
 from towline.backoff import MOST, Backoff
@@ -27,6 +26,7 @@ from towline.monitor import Monitor
 from towline.notify import notify
 from towline.plan import prepare
 from towline.replication import Replication
+from towline.signals import answered
 from towline.source.postgres.tables import PostgresTables
 from towline.streaming import Streaming
 from towline.target.postgres.writer import Session
@@ -64,15 +64,15 @@ class Supervisor:
 
     # ---- what happens from outside ---------------------------------------------------------------------------
 
-    def request_stop(self, signum: int = 0, frame: FrameType | None = None) -> None:
-        """Stop as soon as it is safe; called as a signal handler."""
+    def request_stop(self) -> None:
+        """Stop as soon as it is safe; from any thread."""
         if not self._stop.is_set():
             self._stop.set()
             threading.Thread(target=self._abandon_late_batch, name="towline-stop", daemon=True).start()
         self._interrupt()
 
-    def request_reload(self, signum: int = 0, frame: FrameType | None = None) -> None:
-        """Read the configuration again at the next safe place; called as a signal handler."""
+    def request_reload(self) -> None:
+        """Read the configuration again at the next safe place; from any thread."""
         self._reload.set()
         self._interrupt()
 
@@ -113,14 +113,15 @@ class Supervisor:
 
     def run(self, *, until_caught_up: bool) -> int:
         """Returns the exit code."""
-        handlers = {
-            signum: signal.signal(signum, handler)
-            for signum, handler in (
-                (signal.SIGTERM, self.request_stop),
-                (signal.SIGINT, self.request_stop),
-                (signal.SIGHUP, self.request_reload),
-            )
+        answers = {
+            signal.SIGTERM: self.request_stop,
+            signal.SIGINT: self.request_stop,
+            signal.SIGHUP: self.request_reload,
         }
+        with answered(answers):
+            return self._run(until_caught_up)
+
+    def _run(self, until_caught_up: bool) -> int:
         sys.setswitchinterval(_SWITCH)
         web = None
         try:
@@ -132,8 +133,6 @@ class Supervisor:
             notify("STOPPING=1")
             if web is not None:
                 web.close()
-            for signum, handler in handlers.items():
-                signal.signal(signum, handler)
 
     def _attempts(self, until_caught_up: bool) -> int:
         failures = 0

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console
@@ -21,6 +20,7 @@ from towline.cli.arguments import pipeline_file
 from towline.cli.screen import Screen, aside, headline, route_rows
 from towline.cli.table import show
 from towline.redaction import redact
+from towline.signals import answered
 from towline.status import Reader, Status, read
 
 
@@ -75,16 +75,8 @@ def top(pipeline_file: Path, interval: float) -> None:
 @contextmanager
 def _interrupted() -> Iterator[threading.Event]:
     """An event that Ctrl-C sets: raised wherever it happens to arrive, KeyboardInterrupt can be swallowed. The second
-    Ctrl-C ends the process as always.
+    Ctrl-C is raised as always.
     """
     stop = threading.Event()
-
-    def handler(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        stop.set()
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
+    with answered({signal.SIGINT: stop.set}, insisting=True):
         yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 
 import psycopg
 from rich.console import Console
@@ -23,6 +22,7 @@ from towline.demo.scratch import Scratch
 from towline.demo.screen import Display, display
 from towline.demo.server import Server, ServerFailed, free_port
 from towline.demo.workload import Pacer, Workload, script
+from towline.signals import answered
 from towline.status import Reader, Status
 
 #: Transactions a second: what a laptop does beside everything else.
@@ -196,15 +196,5 @@ def caught_up(status: Status, goal: int) -> bool:
 def _stop_on_signals() -> Iterator[threading.Event]:
     """The event that SIGINT and SIGTERM set; a second SIGINT interrupts whatever goes on."""
     stop = threading.Event()
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if stop.is_set() and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with answered({signal.SIGINT: stop.set, signal.SIGTERM: stop.set}, insisting=True):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,113 +1,37 @@
 """Runs the fault matrix: `make faults`.
 
     python -m tests.faults [--cell FAULT[/PHASE[/PLUGIN]]]... [--seed N] [--runs N] [--workers N] [--minutes N]
-        [--page FILE] [--results FILE]
+        [--page FILE] [--results FILE] [--list]
 
-Without ``--cell`` all cells are run and docs/RELIABILITY.md is written. Exit code 1: some trial was not as it must be.
+Without ``--cell``, and when every trial was run, docs/RELIABILITY.md is written; ``--page`` writes what there is
+elsewhere. Exit code 1: some trial was not as it must be, or was not run.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import queue
-import subprocess
+import signal
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-import psycopg
-
-from tests.faults.bench import Bench
+from tests.faults.bench import versions
 from tests.faults.matrix import FAULTS, Cell, cells
-from tests.faults.page import Run, write
+from tests.faults.page import Run, expected, write
 from tests.faults.phases import PLUGINS, Phase
-from tests.faults.results import Kept, Result, Sum
-from tests.faults.trial import Trial
+from tests.faults.results import Kept, Sum, commit_of
+from tests.faults.runner import Runner
 from towline.demo.scratch import Scratch
-from towline.demo.server import ServerFailed
-from towline.errors import TowlineError
 
-#: What a trial may raise beside assertions: the matrix goes on with the next one, and says what happened.
-FAILURES = (psycopg.Error, OSError, TowlineError, ServerFailed, subprocess.SubprocessError)
-PAGE = Path(__file__).parents[2] / "docs" / "RELIABILITY.md"
-
-
-class Runner:
-    """Takes trials from a queue, in as many threads as there are workers, each with servers of its own."""
-
-    def __init__(self, directory: Path, wanted: Sequence[tuple[Cell, int]], minutes: float, kept: Kept) -> None:
-        self._kept = kept
-        self._directory = directory
-        self._queue: queue.SimpleQueue[tuple[Cell, int]] = queue.SimpleQueue()
-        for each in wanted:
-            self._queue.put(each)
-        self._count = len(wanted)
-        self._deadline = time.monotonic() + minutes * 60
-        self._lock = threading.Lock()
-        self.results: list[Result] = []
-        self.versions: dict[str, str] = {}
-
-    def run(self, workers: int) -> None:
-        """Run all, or as many as the time allows."""
-        threads = [threading.Thread(target=self._work, args=(number,)) for number in range(workers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def _work(self, number: int) -> None:
-        directory = self._directory / f"worker-{number}"
-        directory.mkdir(mode=0o755)
-        with Bench(directory) as bench:
-            if number == 0:
-                self.versions = bench.versions()
-            while time.monotonic() < self._deadline:
-                try:
-                    cell, seed = self._queue.get_nowait()
-                except queue.Empty:
-                    return
-                self._done(tried(bench, directory, cell, seed))
-
-    def _done(self, result: Result) -> None:
-        with self._lock:
-            self.results.append(result)
-            self._kept.add(result)
-            state = "ok  " if result.right else "FAIL"
-            print(
-                f"{state} {len(self.results)}/{self._count} {result.cell} seed {result.seed}: {result.carried:,} rows, "
-                f"{result.lost} lost, {result.doubled} doubled, {result.seconds:.1f} s",
-                flush=True,
-            )
-            if not result.right:
-                print(f"     {result.failure.strip()}\n     again: {result.replay}", flush=True)
-
-
-def tried(bench: Bench, directory: Path, cell: Cell, seed: int) -> Result:
-    """Run one trial; what goes wrong is in the result."""
-    try:
-        outcome = Trial(bench, directory, cell.phase, cell.plugin, seed, cell.fault.options, cell.fault.standby).run(
-            cell.fault.hit
-        )
-    except AssertionError as error:
-        return Result(cell.name, seed, failure=str(error) or "an assertion without a message")
-    except FAILURES:
-        return Result(cell.name, seed, failure=traceback.format_exc())
-    account = outcome.account
-    return Result(
-        cell.name,
-        seed,
-        account.carried,
-        account.lost,
-        account.doubled,
-        outcome.seconds,
-        "; ".join(account.findings[:5]),
-    )
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "RELIABILITY.md"
 
 
 def _turn(wanted: tuple[Cell, int]) -> tuple[int, int, int]:
@@ -118,8 +42,7 @@ def _turn(wanted: tuple[Cell, int]) -> tuple[int, int, int]:
     return seed, PLUGINS.index(cell.plugin), turn
 
 
-def main(arguments: Sequence[str]) -> int:
-    """See the module. Returns the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make faults")
     parser.add_argument("--cell", action="append", default=[], metavar="FAULT[/PHASE[/PLUGIN]]", help="with wildcards")
     parser.add_argument("--seed", type=int, default=1, help="of the first run of each cell")
@@ -127,42 +50,84 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=3, help="trials at a time, each with servers of its own")
     parser.add_argument("--minutes", type=float, default=120.0, help="begin no trial later than that")
     parser.add_argument("--page", type=Path, help="write the page there")
-    parser.add_argument("--results", type=Path, help="keep results there; those that are there are not run again")
+    parser.add_argument(
+        "--results", type=Path, help="keep results there; what was right there, of this commit, is not run again"
+    )
     parser.add_argument("--note", default="", help="a sentence about the run, for the page")
+    parser.add_argument("--list", action="store_true", help="name the cells")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """See the module. Returns the exit code."""
+    parser = _parser()
     options = parser.parse_args(arguments)
-    kept = Kept(options.results)
-    before = kept.read()
-    seeds = tuple(range(options.seed, options.seed + options.runs))
-    chosen = [cell for cell in cells(options.cell) if not cell.fault.root or os.geteuid() == 0]
+    root = os.geteuid() == 0
+    named = list(cells(options.cell))
+    chosen = [cell for cell in named if root or not cell.fault.root]
+    if not named:
+        parser.error("no cell is of that name: FAULT, FAULT/PHASE or FAULT/PHASE/PLUGIN; --list names them")
+    if options.list:
+        print("\n".join(cell.name + (" (as root)" if cell.fault.root else "") for cell in named))
+        return 0
     if not chosen:
-        parser.error("no cell is of that name: FAULT, FAULT/PHASE or FAULT/PHASE/PLUGIN")
-    there = {(result.cell, result.seed) for result in before}
-    wanted = [(cell, seed) for seed in seeds for cell in chosen if (cell.name, seed) not in there]
-    wanted.sort(key=_turn)
+        parser.error(f"only root can run it: {', '.join(sorted({cell.fault.name for cell in named}))} mounts a tmpfs")
+    seeds = tuple(range(options.seed, options.seed + options.runs))
+    wanted = sorted(((cell, seed) for seed in seeds for cell in chosen), key=_turn)
+    commit = commit_of(ROOT)
+    kept = Kept(options.results, commit)
+    before = {(result.cell, result.seed): result for result in kept.read()}
+    there = [before[cell.name, seed] for cell, seed in wanted if (cell.name, seed) in before]
+    left = [(cell, seed) for cell, seed in wanted if (cell.name, seed) not in before]
+    run = Run(
+        date=datetime.now(UTC).date().isoformat(),
+        version=version("towline"),
+        versions=versions(),
+        machine=f"{os.cpu_count()} cores",
+        seeds=seeds,
+        note=options.note,
+        left_out="" if root else "it takes root",
+        commit=commit,
+    )
     begun = time.monotonic()
     with Scratch() as directory:
-        runner = Runner(directory, wanted, options.minutes, kept)
-        runner.run(options.workers)
-    results, minutes = before + runner.results, (time.monotonic() - begun) / 60
+        runner = Runner(directory, left, options.minutes, kept, commit)
+        with _ended_by_signals(runner):
+            runner.run(options.workers)
+    results, minutes = there + runner.results, (time.monotonic() - begun) / 60
     total = Sum.of(results)
     print(
-        f"{len(runner.results)} of {len(wanted)} trials in {minutes:.1f} minutes; all {total.runs} results: "
+        f"{len(runner.results)} of {len(left)} trials in {minutes:.1f} minutes; all {total.runs} results: "
         f"{total.carried:,} rows, {total.lost} lost, {total.doubled} doubled, {total.failures} not as they must be"
     )
-    path = options.page or (PAGE if not options.cell else None)
+    all_run = len(results) == len(wanted)
+    path = options.page or (PAGE if not options.cell and all_run else None)
     if path is not None:
-        left_out = "the time was up" if len(runner.results) < len(wanted) else "it needs root" if os.geteuid() else ""
-        run = Run(
-            date=datetime.now(UTC).date().isoformat(),
-            version=version("towline"),
-            versions=runner.versions,
-            machine=f"{os.cpu_count()} cores",
-            seeds=seeds,
-            note=options.note,
-            left_out=left_out,
-        )
         write(path, run, results)
-    return 1 if total.failures or len(runner.results) < len(wanted) else 0
+        print(f"{path} was written: {len({each.cell for each in results})} of {len(expected())} cells")
+    elif not options.cell:
+        print(f"{PAGE} was left as it is: not every trial was run")
+    return 1 if total.failures or runner.broken or not all_run else 0
+
+
+@contextmanager
+def _ended_by_signals(runner: Runner) -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the run in good order; a second one does what it always does."""
+    before: dict[signal.Signals, Any] = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        print("ending; no trial that is under way is kept", flush=True)
+        runner.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

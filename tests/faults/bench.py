@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
-
-import psycopg
 
 from tests.support.databases import create_database, drop_database
 from towline.demo.programs import debian_bindir, embedded_bindir
@@ -54,20 +53,25 @@ class Bench:
         stack.callback(drop_database, server, name)
         return server.dsn(name)
 
-    def versions(self) -> dict[str, str]:
-        """What each server says that it is."""
-        found = {}
-        for name in ("pgoutput", "wal2json", "target"):
-            with psycopg.connect(self._server(name).dsn()) as connection:
-                row = connection.execute("SHOW server_version").fetchone()
-                found[name] = str(row[0]).split()[0] if row is not None else ""
-        return found
-
     def _server(self, name: str) -> Server:
         if name not in self._servers:
-            bindir = debian_bindir(15) if name == "wal2json" else embedded_bindir()
-            server = Server(self._directory / name, bindir, durable=False)
+            server = Server(self._directory / name, _bindir(name), durable=False)
             if server.knows("output_plugin_libraries"):
                 server.configure(output_plugin_libraries="pgoutput, test_decoding, wal2json")
             self._servers[name] = self._stack.enter_context(server)
         return self._servers[name]
+
+
+def versions() -> dict[str, str]:
+    """What each server is, by role. Raises ProgramsMissing."""
+    found = {}
+    for name in ("pgoutput", "wal2json", "target"):
+        said = subprocess.run(
+            [str(_bindir(name) / "postgres"), "--version"], check=True, capture_output=True, text=True
+        )
+        found[name] = said.stdout.split()[2]
+    return found
+
+
+def _bindir(name: str) -> Path:
+    return debian_bindir(15) if name == "wal2json" else embedded_bindir()

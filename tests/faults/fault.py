@@ -16,7 +16,6 @@ REASONS: Mapping[str, str] = {
     "e": "PostgreSQL sends transactions that are under way with pgoutput only",
     "f": "not tried: the standby has no copy of the slot yet, or verify ends with the server that it reads from",
     "g": "the source for wal2json is PostgreSQL 15, and slots are copied to standbys from 17 on",
-    "d": "the kills at random do not keep to a phase: they are tried from the start of the others",
 }
 
 

@@ -29,6 +29,11 @@ class Cell:
         """As the command line takes it."""
         return f"{self.fault.name}/{self.phase}/{self.plugin}"
 
+    def point(self, seed: int) -> str:
+        """Where the fault strikes: the points of a phase take turns, from row to row and from seed to seed."""
+        points = self.phase.points
+        return points[(FAULTS.index(self.fault) + PLUGINS.index(self.plugin) + seed) % len(points)]
+
     @property
     def reason(self) -> str:
         """The mark of a cell in which there is nothing to try; "" for others."""

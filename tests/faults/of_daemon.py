@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 
 from tests.faults.fault import Fault
-from tests.faults.phases import Phase
 from tests.faults.trial import PATIENCE, Trial
 from tests.support.wait import until
 
@@ -16,14 +15,14 @@ GROUP = "The daemon"
 
 def kill(trial: Trial) -> None:
     """SIGKILL where it waits, and another one is started."""
-    trial.daemon.kill()
+    trial.kill()
     trial.over()
     trial.start()
 
 
 def kill_again_and_again(trial: Trial) -> None:
     """SIGKILL where it waits, and then at moments that nobody chose: some of a second after a next has taken over."""
-    trial.daemon.kill()
+    trial.kill()
     trial.go()
     for _ in range(3):
         epoch = trial.epoch()
@@ -31,7 +30,7 @@ def kill_again_and_again(trial: Trial) -> None:
         until(lambda epoch=epoch: trial.epoch() > epoch, PATIENCE, daemon.log)  # type: ignore[misc]
         moment = time.monotonic() + trial.random.random() * 0.4
         until(lambda moment=moment: time.monotonic() >= moment)  # type: ignore[misc]
-        daemon.kill()
+        trial.kill()
     trial.over()
     trial.start()
 
@@ -88,7 +87,6 @@ FAULTS = (
     Fault("kill", GROUP, "SIGKILL at the point, restarted", kill),
     Fault(
         "kill-random", GROUP, "SIGKILL at the point, then three times at random", kill_again_and_again,
-        {Phase.COMMITTING: "d", Phase.ACKNOWLEDGING: "d"},
     ),
     Fault("pause", GROUP, "SIGSTOP at the point; SIGCONT when the source has written all", pause),
     Fault("clock-forward", GROUP, "its clock jumps an hour forward", clock(3600)),

@@ -41,7 +41,7 @@ def set_aside(trial: Trial) -> None:
 
 def killed_with_some_aside(trial: Trial) -> None:
     """The same, with the daemon killed where it waits and another one setting them aside."""
-    trial.daemon.kill()
+    trial.kill()
     trial.start()
     set_aside(trial)
 
@@ -60,7 +60,7 @@ def flooded(trial: Trial) -> None:
 
 def kill(trial: Trial) -> None:
     """SIGKILL, and another one is started."""
-    trial.daemon.kill()
+    trial.kill()
     trial.start()
 
 

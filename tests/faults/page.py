@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
 from tests.faults.fault import REASONS
-from tests.faults.matrix import FAULTS, Cell
+from tests.faults.matrix import FAULTS, Cell, cells
 from tests.faults.phases import PLUGINS, Phase
-from tests.faults.results import Result, Sum, by_cell
+from tests.faults.results import CHANGED, Result, Sum, by_cell
 from tests.faults.workload import ROWS
 
 SOAK = ("<!-- soak:begin -->", "<!-- soak:end -->")
@@ -20,7 +21,7 @@ NOT_RUN = "?"
 @dataclass(frozen=True, slots=True)
 class Run:
     """What the page says of the run. ``versions``: of the servers, by role; ``left_out``: why cells were not run.
-    ``note``: what else the reader should know of the run.
+    ``note``: what else the reader should know of the run. ``commit``: of the code that ran; "" if that is not known.
     """
 
     date: str
@@ -30,6 +31,12 @@ class Run:
     seeds: tuple[int, ...]
     note: str = ""
     left_out: str = ""
+    commit: str = ""
+
+
+def expected() -> set[str]:
+    """The names of all cells of a full run."""
+    return {cell.name for cell in cells()}
 
 
 def page(run: Run, results: Sequence[Result], soak: str) -> str:
@@ -38,7 +45,9 @@ def page(run: Run, results: Sequence[Result], soak: str) -> str:
     return prose.substitute(
         head=_head(run, results),
         rows=f"{4 * ROWS:,}",
+        summary=_summary(results),
         table=_table(results),
+        struck=_struck(results),
         legend=_legend(run),
         failures=_failures(results),
         soak=f"{SOAK[0]}{soak}{SOAK[1]}",
@@ -58,21 +67,82 @@ def write(path: Path, run: Run, results: Sequence[Result]) -> None:
     path.write_text(page(run, results, soak_of(before)), "utf-8")
 
 
+def not_run() -> str:
+    """The page of before the first run: what is tried and how, and no result."""
+    prose = Template(Path(__file__).with_name("page.md").read_text("utf-8"))
+    return prose.substitute(
+        head=f"**Not run yet.** `make faults` writes this page, with {len(expected())} cells to be tried.",
+        rows=f"{4 * ROWS:,}",
+        summary="Not run yet.",
+        table="Not run yet.",
+        struck="",
+        legend=_legend(None),
+        failures="",
+        soak=f"{SOAK[0]}\n{SOAK[1]}",
+    )
+
+
 def _head(run: Run, results: Sequence[Result]) -> str:
     total = Sum.of(results)
-    cells = len({result.cell for result in results})
-    verdict = "**Nothing was lost and nothing was applied twice.**"
-    if total.failures:
-        verdict = f"**{total.failures} trials were not as they must be**: see below the table."
+    code = f" at commit `{run.commit}`" if run.commit else ""
+    if CHANGED in run.commit:
+        code = f" at commit `{run.commit.replace(CHANGED, '')}` with changes that are in no commit"
     return (
-        f"Written by `make faults`. The run shown is of {run.date}: Towline {run.version}; source PostgreSQL "
-        f"{run.versions['pgoutput']} for pgoutput\nand {run.versions['wal2json']} for wal2json, target PostgreSQL "
+        f"Written by `make faults`. The run shown is of {run.date}: Towline {run.version}{code};\nsource PostgreSQL "
+        f"{run.versions['pgoutput']} for pgoutput and {run.versions['wal2json']} for wal2json, target PostgreSQL "
         f"{run.versions['target']}; {run.machine}; "
         f"seed{'s' if len(run.seeds) > 1 else ''} {', '.join(map(str, run.seeds))}."
         f"{' ' if run.note else ''}{run.note}\n\n"
-        f"{verdict} {total.runs:,} trials in {cells:,} cells carried {total.carried:,} rows;\n"
+        f"{_verdict(run, results)} {total.runs:,} trials carried {total.carried:,} rows;\n"
         f"lost: {total.lost:,}; doubled: {total.doubled:,}; the longest recovery took {total.seconds:.1f} s."
     )
+
+
+def _verdict(run: Run, results: Sequence[Result]) -> str:
+    """Only of a run that is complete it is said that nothing was lost."""
+    failures = Sum.of(results).failures
+    wanted = expected()
+    there = {(result.cell, result.seed) for result in results}
+    run_whole = {name for name in wanted if all((name, seed) in there for seed in run.seeds)}
+    count = f"{len(run_whole)} of {len(wanted)} cells were run."
+    if failures:
+        return f"**{failures} trials were not as they must be**: see below the table. {count}"
+    if run_whole == wanted:
+        return f"**Nothing was lost and nothing was applied twice.** {count}"
+    why = ""
+    if run.left_out:
+        rows = sorted({name.split("/")[0] for name in wanted - run_whole})
+        why = (
+            f" ({run.left_out}: {', '.join(f'`{row}`' for row in rows[:12])}{' and others' if len(rows) > 12 else ''})"
+        )
+    return f"**Not all of the matrix: {count.removesuffix('.')}**{why}."
+
+
+def _struck(results: Sequence[Result]) -> str:
+    """How many trials struck at each point."""
+    times = Counter(result.point.split(" ")[0] for result in results if result.point)
+    points = [point for phase in Phase for point in phase.points]
+    return "Struck at: " + ", ".join(f"`{point}` {times[point]} times" for point in points) + "."
+
+
+def _summary(results: Sequence[Result]) -> str:
+    """A line for each fault."""
+    lines = ["| fault | | cells | runs | rows | lost | doubled | seconds |", "|---|---|---|---|---|---|---|---|"]
+    group = ""
+    for fault in FAULTS:
+        if fault.group != group:
+            group = fault.group
+            lines.append(f"| **{group}** |" + " |" * 7)
+        wanted = [Cell(fault, phase, plugin) for phase in Phase for plugin in PLUGINS]
+        names = {cell.name for cell in wanted if not cell.reason}
+        found = [result for result in results if result.cell in names]
+        total, cells_run = Sum.of(found), len({result.cell for result in found})
+        state = "**✗**" if total.failures else "ok" if cells_run == len(names) else NOT_RUN
+        lines.append(
+            f"| {fault.title} (`{fault.name}`) | {state} | {cells_run} of {len(names)} | {total.runs} | "
+            f"{total.carried:,} | {total.lost} | {total.doubled} | {total.seconds:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 def _table(results: Sequence[Result]) -> str:
@@ -88,7 +158,7 @@ def _table(results: Sequence[Result]) -> str:
             group = fault.group
             lines.append(f"| **{group}** |" + " |" * len(columns))
         shown = (_cell(Cell(fault, phase, plugin), sums) for phase, plugin in columns)
-        lines.append(f"| {fault.title} (`{fault.name}`) | " + " | ".join(shown) + " |")
+        lines.append(f"| `{fault.name}` | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
@@ -102,10 +172,11 @@ def _cell(cell: Cell, sums: Mapping[str, Sum]) -> str:
     return f"**✗ {text}**" if found.failures else text
 
 
-def _legend(run: Run) -> str:
+def _legend(run: Run | None) -> str:
     used = {fault.reason(phase, plugin) for fault in FAULTS for phase in Phase for plugin in PLUGINS} - {""}
     lines = [f"- **{mark}**: {REASONS[mark]}." for mark in sorted(used)]
-    lines.append(f"- **{NOT_RUN}**: not run{': ' + run.left_out if run.left_out else ''}.")
+    why = f": {run.left_out}" if run is not None and run.left_out else ""
+    lines.append(f"- **{NOT_RUN}**: not run, or not all of it{why}.")
     lines.append("- **✗**: not as it must be; the list below the table says what and how to replay it.")
     lines.append(
         "- Where a row says that the pipeline halts, a cell is right when it halts with that code and nothing is"
@@ -122,6 +193,7 @@ def _failures(results: Sequence[Result]) -> str:
     for result in wrong:
         what = result.failure.strip().splitlines()[0] if result.failure else ""
         lines.append(
-            f"- `{result.cell}`, {result.lost} lost, {result.doubled} doubled: {what[:200]}\n  Again: `{result.replay}`"
+            f"- `{result.cell}` at {result.point}, {result.lost} lost, {result.doubled} doubled: {what[:200]}\n"
+            f"  Again: `{result.replay}`"
         )
     return "\n".join([*lines, ""])

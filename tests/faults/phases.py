@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 
+from tests.faults import verifier
 from towline.pipeline import POINTS
 
 PLUGINS = ("pgoutput", "wal2json")
 
 
 class Phase(enum.StrEnum):
-    """A phase; its points are where the daemon is paused and the fault put in (one of them, by the seed)."""
+    """A phase; its points are where the daemon is paused and the fault put in (one of them at a time)."""
 
     SNAPSHOT = "snapshot"
     STREAMING = "streaming"
@@ -21,7 +22,7 @@ class Phase(enum.StrEnum):
 
     @property
     def points(self) -> tuple[str, ...]:
-        """The daemon's points (`towline.pipeline.POINTS`); none for VERIFYING: there verify is paused."""
+        """The daemon's points (`towline.pipeline.POINTS`); that of verify for VERIFYING."""
         return _POINTS[self]
 
 
@@ -31,7 +32,7 @@ _POINTS = {
     Phase.APPLYING: ("begun", "applied", "within-transaction"),
     Phase.COMMITTING: ("committing",),
     Phase.ACKNOWLEDGING: ("committed",),
-    Phase.VERIFYING: (),
+    Phase.VERIFYING: (verifier.POINT,),
 }
 
-assert all(point in POINTS for points in _POINTS.values() for point in points)
+assert all(point in POINTS for phase, points in _POINTS.items() if phase is not Phase.VERIFYING for point in points)

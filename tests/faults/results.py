@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+#: In place of a name for what is not committed.
+CHANGED = "+"
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One trial. ``failure``: what was not as it must be; "" when nothing was."""
+    """One trial. ``failure``: what was not as it must be; "" when nothing was. ``point``: where the fault
+    struck, and at which passing of it. ``commit``: of which state of the code it tells.
+    """
 
     cell: str
     seed: int
@@ -19,6 +25,8 @@ class Result:
     doubled: int = 0
     seconds: float = 0.0
     failure: str = ""
+    point: str = ""
+    commit: str = ""
 
     @property
     def right(self) -> bool:
@@ -32,22 +40,48 @@ class Result:
 
 
 class Kept:
-    """Results in a file, a line of JSON each, so that a run that was interrupted can go on. None for no file."""
+    """Results in a file, a line of JSON each, so that a run that was interrupted can go on. None for no file.
 
-    def __init__(self, path: Path | None) -> None:
+    Only what still tells something is read: of the same commit, and right. What failed is run again.
+    """
+
+    def __init__(self, path: Path | None, commit: str) -> None:
         self._path = path
+        self._commit = commit
 
     def read(self) -> list[Result]:
-        """What is there."""
+        """What is there, and holds."""
         if self._path is None or not self._path.exists():
             return []
-        return [Result(**json.loads(line)) for line in self._path.read_text("utf-8").splitlines()]
+        results = []
+        for line in self._path.read_text("utf-8").splitlines():
+            try:
+                result = Result(**json.loads(line))
+            except (ValueError, TypeError):  # the end of a run that was killed, or of another version of this
+                continue
+            if result.right and result.commit == self._commit and CHANGED not in result.commit:
+                results.append(result)
+        return results
 
     def add(self, result: Result) -> None:
         """Append one."""
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(result)) + "\n")
+
+
+def commit_of(root: Path) -> str:
+    """The commit that is checked out; marked as changed when the code is not that of any commit; "" without git."""
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--", "daemon", "transforms", "tests")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + (CHANGED if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,13 +27,21 @@ from towline import plan, quarantine, resync
 from towline.config import load
 from towline.demo.programs import embedded_bindir
 from towline.demo.server import Server
+from towline.differences import Keys
 from towline.errors import Action
 from towline.position import parse_lsn
+from towline.target.postgres.control import read_running
 from towline.verify import verify
 
 TRANSACTIONS = 60
 #: Seconds until something that must happen counts as not happening: long, since the machine may have other work.
 PATIENCE = 150.0
+
+#: How often a point is passed for certain while there is something to strike: at one of these passings it is done.
+_PASSINGS = {
+    **{"chunk-read": 6, "chunk-loaded": 6, "received": 2, "begun": 2, "applied": 2, "within-transaction": 1},
+    **{"committing": 2, "committed": 2, verifier.POINT: 8},
+}
 
 _numbers = itertools.count(1)
 
@@ -47,7 +55,10 @@ class Outcome:
 
 
 class Trial:
-    """What a fault may touch. Lines lead through proxies; the harness itself goes to the servers directly."""
+    """What a fault may touch. Lines lead through proxies; the harness itself goes to the servers directly.
+
+    ``seed``: all that is drawn comes from it. ``point``: where the fault strikes, one of the phase's.
+    """
 
     def __init__(
         self,
@@ -55,7 +66,9 @@ class Trial:
         directory: Path,
         phase: Phase,
         plugin: str,
-        seed: int,
+        seed: str,
+        *,
+        point: str = "",
         options: str = "",
         standby: bool = False,
     ) -> None:
@@ -67,7 +80,9 @@ class Trial:
         self._name: dict[str, Any] = {}
         self.phase = phase
         self.plugin = plugin
-        self.random = random.Random(seed)
+        self.random = random.Random(f"fault {seed}")
+        self.point = point or phase.points[0]
+        self.passing = self.random.randint(1, _PASSINGS[self.point])
         self.stack = ExitStack()
         self.puppets: list[Puppet] = []
         self.verifier: Puppet | None = None
@@ -81,6 +96,8 @@ class Trial:
         self._entries = 0
         self._resynced = False
         self.verified = True
+        self.over_and_done = False
+        self._abandoned = False
 
     # ---- for faults ------------------------------------------------------------------------------------------
 
@@ -105,9 +122,15 @@ class Trial:
 
     def start(self, pause: tuple[str, int] | None = None) -> Puppet:
         """Start a daemon."""
+        assert not self._abandoned, "the trial was abandoned"
         log = self._directory / f"daemon-{len(self.puppets)}.log"
         self.puppets.append(Puppet(DAEMON, self._path, log, pause))
         return self.daemon
+
+    def kill(self) -> None:
+        """SIGKILL of the daemon that was started last."""
+        self.daemon.kill()
+        self.never_ahead()
 
     def go(self) -> None:
         """Let what is paused go on, and the source write the second half."""
@@ -183,17 +206,28 @@ class Trial:
 
     def run(self, hit: Callable[[Trial], None]) -> Outcome:
         """Run it all. Raises AssertionError where something is not as it must be, beside lost and doubled rows."""
-        with self.stack:
-            self._set_up()
-            self._reach()
-            hit(self)
-            if self._over is None:
-                self.over()
-            self.go()
-            self._recover()
-            self._writer.finish(PATIENCE)
-            self._end_verifier()
-            return Outcome(self._take_stock(), self._seconds)
+        try:
+            with self.stack:
+                self._set_up()
+                self._reach()
+                hit(self)
+                self.never_ahead()
+                if self._over is None:
+                    self.over()
+                self.go()
+                self._recover()
+                self._writer.finish(PATIENCE)
+                self._end_verifier()
+                return Outcome(self._take_stock(), self._seconds)
+        finally:
+            self.over_and_done = True
+
+    def abandon(self) -> None:
+        """Have it fail soon; may be called by another thread."""
+        self._abandoned = True
+        for puppet in (*self.puppets, *([self.verifier] if self.verifier is not None else [])):
+            if puppet.alive:
+                puppet.process.kill()
 
     def _set_up(self) -> None:
         bench, stack = self.bench, self.stack
@@ -251,9 +285,9 @@ class Trial:
 
     def _reach(self) -> None:
         """Bring the pipeline to the phase: someone waits at the point then, and half of the work is on its way."""
+        at = (self.point, self.passing)
         if self.phase is Phase.SNAPSHOT:
-            point = self.random.choice(self.phase.points)
-            self.start((point, self.random.randint(1, 6)))
+            self.start(at)
             self._writer.start()
             self.daemon.await_paused(PATIENCE)
             return
@@ -264,14 +298,12 @@ class Trial:
             self.await_rest()
         self._since = self._mark()
         if self.phase is Phase.VERIFYING:
-            at = (verifier.POINT, self.random.randint(1, 8))
             log = self._directory / "verify.log"
             self.verifier = Puppet(VERIFY, self._path, log, at)
             self._writer.start()
             self.verifier.await_paused(PATIENCE)
             return
-        point = self.random.choice(self.phase.points)
-        self.daemon.pause_at(point, 1 if point == "within-transaction" else self.random.randint(1, 2))
+        self.daemon.pause_at(*at)
         self._writer.start()
         self.daemon.await_paused(PATIENCE)
 
@@ -324,23 +356,37 @@ class Trial:
 
     def _take_stock(self) -> Account:
         self.await_rest()
+        self._await_sums()
         for puppet in self.puppets:
             if puppet.alive:
                 puppet.stop()
-        self._never_ahead()
+        self.never_ahead()
         with psycopg.connect(self.source) as source, psycopg.connect(self.hub) as hub:
             taken = account(source, hub, self._since, resynced=self._resynced)
         with plan.prepare(load(self._path)) as prepared:
             report = verify(prepared)
-        differing = report.differing + report.unsettled
-        assert not differing or taken.findings, f"verify finds what nobody else does: {report.lines()}"
-        self.verified = not differing
+        checksums = {route.route: route.checksum for route in report.routes}
+        wrong = bool(report.exit_code) or set(checksums.values()) != {Keys.EQUAL}
+        assert not wrong or taken.findings, f"verify finds what nobody else does: {report.lines()}, {checksums}"
+        self.verified = not wrong
         return taken
 
-    def _never_ahead(self) -> None:
+    def _await_sums(self) -> None:
+        """Wait until the ledger has a running sum of the source's keys for every route."""
+
+        def known() -> bool:
+            with psycopg.connect(self.hub) as hub:
+                found = read_running(hub, "towline", "matrix")
+            routes = [str(name) for (name,) in self.at("target", "SELECT route FROM towline.route_state")]
+            return all(name in found and found[name].total is not None for name in routes)
+
+        until(lambda: self._ended() or known(), PATIENCE, lambda: f"sums over the keys: {self.daemon.log()}")
+
+    def never_ahead(self) -> None:
+        """The slot is not confirmed beyond the checkpoint. Read in this order, since both move on."""
         query = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database()"
-        confirmed = parse_lsn(str(self.at("source", query)[0][0]))
-        assert confirmed <= self.position(), "the slot was confirmed beyond the checkpoint"
+        for (confirmed,) in self.at("source", query):  # none, when the fault was that it was dropped
+            assert parse_lsn(str(confirmed)) <= self.position(), "the slot was confirmed beyond the checkpoint"
 
     def _end_processes(self) -> None:
         self._writer.abandon()

@@ -121,7 +121,7 @@ class Model:
         deeds: list[tuple[Callable[[], list[Statement]], int]] = [
             (self._new_item, 12), (self._price, 15), (self._note, 6), (self._swap, 6), (self._new_sale, 20),
             (self._quantity, 20), (self._drop_sale, 6), (self._new_key, 6), (self._entries, 25),
-            (self._unrouted, 4), (self._rolled_back, 4),
+            (self._unrouted, 4), (self._rolled_back, 4), (self._message, 3), (self._nothing, 3),
         ]  # fmt: skip
         makers, weights = [maker for maker, _ in deeds], [weight for _, weight in deeds]
         (maker,) = self.random.choices(makers, weights)
@@ -197,6 +197,17 @@ class Model:
     def _unrouted(self) -> list[Statement]:
         return [("INSERT INTO private.done VALUES (%s)", (-1 - self.random.randrange(1 << 30),))]
 
+    def _message(self) -> list[Statement]:
+        """A logical message of the transaction, and one of nobody's."""
+        emit = "SELECT pg_logical_emit_message(%s, 'towline', 'told')"
+        return [(emit, (True,)), (emit, (False,)), *self._price()]
+
+    def _nothing(self) -> list[Statement]:
+        """Rows that come and go within it, all rolled back."""
+        first = self.next_entry + 1000
+        insert = "INSERT INTO journal SELECT n, 0 FROM generate_series(%s::int, %s::int) n"
+        return [("SAVEPOINT here", ()), (insert, (first, first + 9)), ("ROLLBACK TO here", ())]
+
     def _rolled_back(self) -> list[Statement]:
         return [
             ("SAVEPOINT here", ()),
@@ -206,9 +217,9 @@ class Model:
         ]
 
 
-def transactions(seed: int, count: int) -> list[list[Statement]]:
+def transactions(seed: str, count: int) -> list[list[Statement]]:
     """The transactions of a seed. One in the middle of each half is large."""
-    model = Model(random.Random(seed))
+    model = Model(random.Random(f"workload {seed}"))
     large = (count // 4, count * 3 // 4)
     return [model.large() if number in large else model.transaction() for number in range(count)]
 

@@ -269,7 +269,7 @@ class Replication:
             observer=self._metrics,
         )
         stack.callback(sweeper.close)
-        target.copied_again(lambda: sweeper.routes)
+        target.copied_again(lambda: sweeper.routes, sweeper.marked)
         pipeline = Pipeline(
             stream=stream,
             target=target,

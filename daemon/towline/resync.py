@@ -39,17 +39,22 @@ from towline.start_checks import SourceNow, check_start
 from towline.target import Checkpoint
 from towline.target.postgres import control
 from towline.target.postgres.resync import ResyncState
+from towline_transforms.dialect.room import obstacle
 
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """What is to be done. ``reason``: why the stream cannot go on; None when it can, and keeps its position."""
+    """What is to be done. ``reason``: why the stream cannot go on; None when it can, and keeps its position.
+
+    ``obstacles``: where the copying stops if a unique value has gone from row to row, and why (see `dialect.room`).
+    """
 
     routes: tuple[str, ...]
     reason: TowlineError | None
     drop_slot: bool
     slot: str
     checkpoint: Checkpoint
+    obstacles: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """The plan, for people."""
@@ -68,6 +73,8 @@ class Resync:
         shown = ", ".join(self.routes[:10]) + (f" and {len(self.routes) - 10} more" if len(self.routes) > 10 else "")
         yield f"- target: have {count} copied again over what is there: {shown}"
         yield "- target: then remove the rows that the source no longer has"
+        for each in self.obstacles:
+            yield f"note: {each}"
 
 
 def plan(prepared: Prepared, routes: Collection[str] = ()) -> Resync:
@@ -90,7 +97,13 @@ def plan(prepared: Prepared, routes: Collection[str] = ()) -> Resync:
         raise reason
     every = tuple(route.name for route in prepared.routes)
     chosen = tuple(name for name in every if not routes or name in routes)
-    return Resync(chosen, reason, reason is not None and slot.exists, config.source.slot, checkpoint)
+    again = [route for route in prepared.routes if route.name in chosen]
+    obstacles = tuple(
+        f"route {route.name} stops (TL-403) at a row whose unique value another row has still: {found}"
+        for route in again
+        if (found := obstacle(route, again)) is not None
+    )
+    return Resync(chosen, reason, reason is not None and slot.exists, config.source.slot, checkpoint, obstacles)
 
 
 def execute(prepared: Prepared, resync: Resync, report: Callable[[str], None]) -> None:

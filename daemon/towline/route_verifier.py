@@ -121,7 +121,7 @@ def settle(tables: Tables, timeout: float = 2.0) -> None:
 class RouteVerifier:
     """Verifies one route, in one pass (two when keys of the target must be looked for in the whole source).
 
-    ``repair``: mend what differs; with ``only_extra``, only remove the rows that should not be there.
+    ``repair``: mend what differs, but for what is set aside.
     """
 
     def __init__(
@@ -132,9 +132,7 @@ class RouteVerifier:
         *,
         chunk_rows: int = 20_000,
         repair: bool = False,
-        only_extra: bool = False,
     ) -> None:
-        self._only_extra = only_extra
         self._tables = tables
         self._target = comparing
         self._relation = comparing.relation
@@ -211,7 +209,7 @@ class RouteVerifier:
                 time.sleep(min(0.02 * 1.3**attempt, 1.0))  # it is changing just now
         else:
             self.report.unsettled += len(rows)
-        if confirmed and self._repair and not self._only_extra:
+        if confirmed and self._repair:
             self._write(confirmed)
 
     def _write(self, names: Sequence[bytes]) -> None:
@@ -221,11 +219,12 @@ class RouteVerifier:
         `settle`).
         """
         width = len(self._relation.key)
-        keys = Frame.of_rows([width.to_bytes(2, "big") + name for name in names], width)
         with self._target.locked():
+            aside = self._target.quarantined()  # meanwhile, perhaps
+            framed = [width.to_bytes(2, "big") + name for name in names if name not in aside]
             settle(self._tables)
-            self._target.write(self._tables.fetch(self._relation, keys))
-        self.report.repaired += len(names)
+            self._target.write(self._tables.fetch(self._relation, Frame.of_rows(framed, width)))
+        self.report.repaired += len(framed)
 
     # ---- rows of the target that no row of the source makes ----------------------------------------------------
 

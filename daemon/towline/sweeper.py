@@ -26,7 +26,7 @@ from towline.source.postgres.tables import PostgresTables
 from towline.target import RouteState
 from towline.target.postgres.compare import CompareSession
 from towline.target.postgres.resync import ResyncState
-from towline_transforms.route import OnError, Route
+from towline_transforms.route import Route
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,8 @@ class Sweeper:
         self._connect = connect
         by_name = {relation.name: relation for relation in relations}
         marked = [route for route in reversed(copy_order(routes)) if states[route.name].sweep]
+        #: The routes that were to be swept when the attempt began.
+        self.marked = frozenset(route.name for route in marked)
         self._left = [(route, by_name[route.source.name]) for route in marked]
         self._epoch = epoch
         self._durable = durable
@@ -153,24 +155,20 @@ class Sweeper:
     def _one(
         self, tables: PostgresTables, session: CompareSession, progress: Progress, route: Route, relation: Relation
     ) -> None:
-        # What the target refuses has been set aside, and is missing for a person to look at.
-        aside = route.on_error is OnError.QUARANTINE
         for _ in range(_PASSES):
             with session.route(route, relation) as comparing:
                 chunk_rows = self._config.snapshot.chunk_rows
-                report = RouteVerifier(
-                    tables, comparing, progress, chunk_rows=chunk_rows, repair=True, only_extra=aside
-                ).run()
+                report = RouteVerifier(tables, comparing, progress, chunk_rows=chunk_rows, repair=True).run()
             event(
                 log,
                 logging.INFO,
                 "route_swept",
                 route=route.name,
                 removed=report.extra,
-                mended=0 if aside else report.missing + report.different,
+                mended=report.missing + report.different,
                 seconds=round(report.seconds, 3),
             )
-            if report.repaired >= (report.extra if aside else report.differing):
+            if report.repaired >= report.differing:
                 return
         raise VerifyUnsettled(f"rows of route {route.name} kept changing while they were to be removed")
 

@@ -17,6 +17,7 @@ from towline.demo.server import Server
 from towline.errors import (
     NotSetUp,
     ResyncUnfinished,
+    RowRefused,
     SlotAhead,
     SlotMissing,
     SlotOfAnotherPlugin,
@@ -289,3 +290,115 @@ def test_rows_that_were_set_aside(line: Line) -> None:
     assert line.at_hub("SELECT bool_or(sweep) FROM towline.route_state") == [(False,)]
     line.same("sale", "replica.sale")
     line.same("(SELECT * FROM item WHERE id <> 2)", "(SELECT * FROM replica.item WHERE id <> 2)")
+
+
+# ---- rows that must not be deleted to make room ---------------------------------------------------------------
+
+ITEM = "CREATE TABLE {}.item (id int PRIMARY KEY, name text, sku text NOT NULL UNIQUE{})"
+ITEMS = "  - {{name: item, from: public.item, into: replica.item, select: 'SELECT id, name, sku FROM item'{}}}"
+#: Two rows change places, and one that is gone leaves its value to another.
+SWAPPED = """
+UPDATE item SET sku = 'x' || id WHERE id IN (20, 21);
+UPDATE item SET sku = CASE id WHEN 20 THEN 's21' ELSE 's20' END WHERE id IN (20, 21);
+DELETE FROM item WHERE id = 5;
+INSERT INTO item VALUES (99, 'new', 's5');
+"""
+
+
+def items(
+    source: Server, hub: Server, new_database: NewDatabase, directory: Path, more: str = "", columns: str = ""
+) -> Line:
+    """A table with a second unique key, replicated."""
+    line = Line.make(directory, new_database(source), new_database(hub), ITEMS.format(more))
+    line.at_source(
+        ITEM.format("public", "") + "; INSERT INTO item SELECT n, 'n', 's' || n FROM generate_series(1, 30) n"
+    )
+    line.at_hub(f"CREATE SCHEMA replica; {ITEM.format('replica', columns)}")
+    line.apply()
+    line.run()
+    return line
+
+
+@pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "SET DEFAULT"])
+def test_rows_of_others_are_not_taken_along(
+    action: str, pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """A table that Towline does not copy loses nothing by a foreign key: it halts, and says what is in the way."""
+    line = items(pg18, hub18, new_database, tmp_path)
+    line.at_hub(f"CREATE TABLE public.note (item int REFERENCES replica.item ON DELETE {action}, text text)")
+    line.at_hub("INSERT INTO note VALUES (20, 'mine'), (21, 'mine')")
+    line.at_source(SWAPPED)
+    drop(line)
+    done = again(line)
+    assert "note: route item stops (TL-403)" in done.output
+    assert "rows of public.note" in done.output
+    with pytest.raises(RowRefused) as caught:
+        line.run()
+    assert "rows of public.note, which are kept or not copied again" in caught.value.advice
+    line.at_hub("UPDATE replica.item SET sku = 'away ' || id")
+    line.run()
+    line.same("item", "replica.item")
+    assert line.at_hub("SELECT * FROM note ORDER BY 1") == [(20, "mine"), (21, "mine")]
+
+
+@pytest.mark.parametrize("on_delete", ["ignore", "mark, mark_column: gone"])
+def test_kept_rows_stay(on_delete: str, pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
+    """A row that is gone at the source and kept at the target is not deleted for one that has its unique value now."""
+    line = items(pg18, hub18, new_database, tmp_path, f", on_delete: {on_delete}", ", gone timestamptz")
+    line.at_source("DELETE FROM item WHERE id = 20")
+    line.run()
+    line.at_source("INSERT INTO item VALUES (99, 'new', 's20')")
+    drop(line)
+    assert "keeps rows that are gone" in again(line).output
+    with pytest.raises(RowRefused) as caught:
+        line.run()
+    assert f"on_delete: {on_delete[:4]}" in caught.value.advice
+    line.at_hub("UPDATE replica.item SET sku = 'away ' || id WHERE id = 20")
+    line.run()
+    assert line.at_hub("SELECT id, sku FROM replica.item WHERE id IN (20, 99)") == [(20, "away 20"), (99, "s20")]
+
+
+def test_children_that_are_kept_stay(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
+    """Nor is what refers to it, where that is copied again but its route keeps what is gone."""
+    line = items(pg18, hub18, new_database, tmp_path)
+    text = line.path.read_text("utf-8")
+    line.path.write_text(f"{text}  - {{from: public.sale, into: replica.sale, on_delete: ignore}}\n", "utf-8")
+    line.at_source("CREATE TABLE sale (id int PRIMARY KEY, item int); INSERT INTO sale VALUES (1, 5), (2, 6)")
+    line.at_hub("CREATE TABLE replica.sale (id int PRIMARY KEY, item int REFERENCES replica.item ON DELETE CASCADE)")
+    line.apply()
+    line.run()
+    line.at_source("DELETE FROM sale WHERE id = 1")
+    line.run()
+    line.at_source("DELETE FROM item WHERE id = 5; INSERT INTO item VALUES (0, 'new', 's5')")
+    drop(line)
+    again(line)
+    with pytest.raises(RowRefused) as caught:
+        line.run()
+    assert "rows of replica.sale, which are kept or not copied again" in caught.value.advice
+    assert line.at_hub("SELECT * FROM replica.sale ORDER BY 1") == [(1, 5), (2, 6)]
+
+
+def test_cascades_among_tables_that_are_copied_again(line: Line) -> None:
+    """These come again: room is made as without the action."""
+    line.at_hub(
+        "ALTER TABLE replica.sale DROP CONSTRAINT sale_item_fkey;"
+        "ALTER TABLE replica.sale ADD FOREIGN KEY (item) REFERENCES replica.item ON DELETE CASCADE"
+    )
+    line.at_source(MEANWHILE)
+    drop(line)
+    assert "TL-403" not in again(line).output
+    line.run()
+    equal(line)
+
+
+def test_nothing_is_lost_where_the_target_has_a_unique_key_more(
+    pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """Rows that only the target takes for the same: the sweep finds the one that went, also with a quarantine."""
+    line = items(pg18, hub18, new_database, tmp_path, ", on_error: quarantine")
+    line.at_source("ALTER TABLE item DROP CONSTRAINT item_sku_key")
+    drop(line)
+    again(line)
+    line.at_source("UPDATE item SET sku = 's20' WHERE id = 21")
+    with pytest.raises(RowRefused):
+        line.run()

@@ -101,9 +101,11 @@ class ForeignKey:
 class ActingKey:
     """A foreign key of some table that, when a row of this one is deleted, deletes or changes what refers to it.
 
-    ``columns``: those of this table that it refers to. ``follows``: it allows them to be changed, and acts then too.
+    ``table``: the one that refers. ``columns``: those of this table that it refers to. ``follows``: it allows them to
+    be changed, and acts then too.
     """
 
+    table: TableName
     columns: tuple[str, ...]
     follows: bool
 

@@ -64,7 +64,8 @@ def describe(connection: psycopg.Connection, names: Collection[TableName]) -> Ca
         oid = row[0]
         table = _table(row, columns[oid], types, indexes[oid], foreign_keys[oid], partitions[oid])
         if acting := acting_keys[oid]:
-            table = replace(table, acting_keys=tuple(ActingKey(tuple(key), follows) for _, key, follows in acting))
+            keys = (ActingKey(TableName(*names), tuple(key), follows) for _, *names, key, follows in acting)
+            table = replace(table, acting_keys=tuple(keys))
         tables[table.name] = table
     return Catalog(tables, connection.info.server_version, user_types)
 

@@ -126,13 +126,15 @@ ORDER BY k.conrelid, k.conname
 -- Foreign keys of any table that change rows elsewhere when one of these tables' rows are deleted. Copies for
 -- partitions are left out.
 SELECT
-  k.confrelid::bigint,
+  k.confrelid::bigint, n.nspname::text, c.relname::text,
   ARRAY(
     SELECT a.attname::text FROM unnest(k.confkey) WITH ORDINALITY AS p(attnum, place)
     JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = p.attnum ORDER BY p.place
   ),
   k.confupdtype IN ('c', 'n', 'd')
 FROM pg_constraint k
+JOIN pg_class c ON c.oid = k.conrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE k.contype = 'f' AND k.confrelid = ANY (%(oids)s::oid[]) AND k.confdeltype IN ('c', 'n', 'd')
   AND k.conparentid = 0
 ORDER BY k.confrelid, k.oid

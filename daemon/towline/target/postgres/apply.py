@@ -120,9 +120,9 @@ class Applier:
         """Rows may have been read from the source up to that position, in this session or another one before it."""
         self._attempts.ahead = max(self._attempts.ahead, position)
 
-    def copied_again(self, ask: CopiedAgain) -> None:
+    def copied_again(self, ask: CopiedAgain, marked: AbstractSet[str]) -> None:
         """Whom to ask which routes are copied over what is there: see `Attempts`."""
-        self._attempts.copied_again = ask
+        self._attempts.copied_again, self._attempts.marked = ask, marked
 
     # ---- transactions ----------------------------------------------------------------------------------------
 

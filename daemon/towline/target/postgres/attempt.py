@@ -25,7 +25,7 @@ from towline.target.postgres.staging import Kind, Path, Shape, Staged, Stages
 from towline.target.postgres.stamps import Stamps
 from towline.target.postgres.tally import Tally
 from towline_transforms.dialect import postgres as dialect
-from towline_transforms.dialect.room import make_room
+from towline_transforms.dialect.room import make_room, obstacle
 from towline_transforms.route import OnDelete, Route
 from towline_transforms.schema import TableName
 
@@ -80,7 +80,9 @@ class Attempts:
     to another key, what the target has at its key. ``lost``: of the attempt queued last, the keys of rows whose gaps
     could not be filled any more, since their end is yet to come.
 
-    ``copied_again``: asked for the routes whose rows are copied over what is there, and not swept yet.
+    ``copied_again``: asked for the routes whose rows are copied over what is there, and not swept yet; ``marked``:
+    these, and those that have been swept since it began. ``obstacles``: by route, why no room was made in the attempt
+    queued last.
     """
 
     def __init__(
@@ -104,6 +106,8 @@ class Attempts:
         self.current: Route | None = None
         self.ahead = 0
         self.copied_again: CopiedAgain = frozenset
+        self.marked: AbstractSet[str] = frozenset()
+        self.obstacles: dict[str, str] = {}
         self._making_room = False
         self._trusting = True
         self.lost: dict[TableName, set[bytes]] = {}
@@ -118,9 +122,11 @@ class Attempts:
             self._making_room = False
 
     def _make_room(self, route: Route, staged: Staged, missing: frozenset[str] = frozenset()) -> None:
-        if not self._making_room or route.name not in (copied := self.copied_again()):
+        if not self._making_room or route.name not in self.copied_again():
             return
-        again = [each for routes in self._routes.values() for each in routes if each.name in copied]
+        again = [each for routes in self._routes.values() for each in routes if each.name in self.marked]
+        if (reason := obstacle(route, again)) is not None:
+            self.obstacles[route.name] = reason
         self.current = route
         for statement in make_room(route, staged.sql(route), missing, again):
             self._executor.run(statement, staged.parameters)
@@ -129,6 +135,7 @@ class Attempts:
         """Queue everything; the tally can be read after a sync."""
         self._trusting = not piece.transactions or piece.transactions[0].lsn >= self.ahead
         self.lost.clear()
+        self.obstacles.clear()
         works = [work for rowset in piece.rowsets if (work := self._work(rowset, job)) is not None]
         for work in works:
             self._close_gaps(work, job)

@@ -161,10 +161,11 @@ class Refusals:
             with self._attempts.making_room():
                 if self.attempt(piece, job) is None:
                     return
+            refused.hint = _in_the_way(self._attempts.obstacles) or refused.hint
         rowset = piece.rowsets[0]
         routes = [route for route in self._routes.get(rowset.relation.name, ()) if route.name in job.active]
         if not self._waits:
-            self._halt(piece, job)
+            self._halt(piece, job, refused.hint)
             return
         for route in reversed(routes) if rowset.ops[-1] == DELETE else routes:
             alone = replace(job, active={route.name})
@@ -191,7 +192,7 @@ class Refusals:
     def _final(self, piece: Piece, job: Job, route: Route, refused: RowRefused) -> None:
         """One row is refused by one route, and nothing will change that."""
         if route.on_error is OnError.HALT:
-            self._halt(piece, job)
+            self._halt(piece, job, refused.hint)
         else:
             self._set_aside(piece, job, route, refused)
 
@@ -202,7 +203,7 @@ class Refusals:
         self._quarantine.set_aside(route, piece.rowsets[0], 0, _origin(piece, job), refused, known)
         counts.add(Counts(seen=1, quarantined=1))
 
-    def _halt(self, piece: Piece, job: Job) -> None:
+    def _halt(self, piece: Piece, job: Job, hint: str) -> None:
         """Run a single change again, statement by statement, to say what it is that the target refuses."""
         self._executor.queueing = False
         try:
@@ -217,7 +218,9 @@ class Refusals:
         if piece.transactions:
             transaction = piece.transactions[int(piece.transaction_of(piece.rowsets[0].order[:1])[0])]
             where += f" of the transaction whose commit is at {format_lsn(transaction.lsn)}"
-        raise RowRefused(f"{where}: {refused.detail}", hint=refused.hint, sqlstate=refused.sqlstate) from refused
+        raise RowRefused(
+            f"{where}: {refused.detail}", hint=hint or refused.hint, sqlstate=refused.sqlstate
+        ) from refused
 
     def _resolve(self) -> None:
         """Try what waits again, in order, until nothing more succeeds; the rest is refused."""
@@ -315,6 +318,16 @@ def _only(rowset: RowSet, place: int) -> RowSet:
         rowset.order[place : place + 1],
         {},
         {0: gaps} if gaps else {},
+    )
+
+
+def _in_the_way(obstacles: Mapping[str, str]) -> str:
+    """What to do when no room could be made, by route; empty when it was not refused."""
+    return " ".join(
+        f"Route {name}: another row at the target has the unique value still, and is not deleted to make room, since "
+        f"{reason}. If it has another value at the source now, or is gone there, give it another one at the target, "
+        "and start again."
+        for name, reason in obstacles.items()
     )
 
 

@@ -155,9 +155,12 @@ class PostgresTarget:
             self._sums = self._read_sums(connection)
             return checkpoint
 
-    def copied_again(self, ask: CopiedAgain) -> None:
-        """Whom to ask which routes are copied over what is there, so that room is made where rows are in the way."""
-        self._applying().copied_again(ask)
+    def copied_again(self, ask: CopiedAgain, marked: AbstractSet[str]) -> None:
+        """Whom to ask which routes are copied over what is there, so that room is made where rows are in the way.
+
+        ``marked``: those that were when this began; some may have been swept since.
+        """
+        self._applying().copied_again(ask, marked)
 
     def note_timeline(self, timeline: int) -> None:
         """The checkpoint's position is in the history of that timeline, on which the source is now. Raises Fenced."""

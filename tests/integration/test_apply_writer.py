@@ -5,13 +5,14 @@ from __future__ import annotations
 import resource
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
 import psycopg
 import pytest
 
-from tests.integration.apply_cases import START, WHEN, Hub
+from tests.integration.apply_cases import START, WHEN, Hub, Values
 from tests.support.checked import spec
 from tests.support.databases import create_database, drop_database
 from towline.change import INSERT, UPDATE, Format, Piece, RowSet, Transaction
@@ -19,6 +20,7 @@ from towline.demo.server import Server
 from towline.errors import LedgerImbalance, NotSetUp, RowRefused, TargetConflict, TargetUnavailable
 from towline.frame import Frame
 from towline.postgres.session import connect
+from towline.target import ChunkLoad, RouteState
 from towline.target.postgres import writer
 from towline.target.postgres.apply import Applier
 from towline.target.postgres.writer import PostgresTarget
@@ -307,3 +309,33 @@ def test_prepared_statements_outlive_errors(hub: Hub) -> None:
         hub.apply(hub.batch().insert("item", id=str(turn), code="good").delete("item", id="3"))
     hub.apply(piece(hub, 10, 60, UPDATE, START))
     assert hub.rows("SELECT count(*) FROM hub.item") == [(53,)]
+
+
+def test_memory_while_a_chunk_waits(hub: Hub) -> None:
+    """Of a large transaction that is applied before a chunk, the keys are kept that the chunk has, and no others."""
+    hub.set_up(ITEM, spec("src.item", "hub.item"))
+    target = hub.target()
+    rows: list[Values] = [{"id": str(n), "code": "chunk"} for n in range(100)]
+    load = ChunkLoad(hub.routes[0], hub.chunk("item", rows), RouteState("src.item", "streaming"))
+    relation = hub.relations["item"]
+
+    def piece(number: int) -> Piece:
+        """Five thousand new rows; of those that the chunk has one in twenty."""
+        ids = [*range(number, 100, 20), *range(1000 + 5000 * number, 6000 + 5000 * number)]
+        frame = Frame.of_values([[n.to_bytes(4, "big"), b"stream", None] for n in ids], 3)
+        ops = np.full(len(ids), UPDATE, dtype=np.uint8)
+        end = START if number == 19 else None
+        return Piece((RowSet(relation, frame, ops, np.arange(len(ids))),), (Transaction(7, START, WHEN, 0),), end)
+
+    target.begin()
+    target.apply(piece(0), {"src.item"}, hub.reread, load)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number in range(1, 20):
+        target.apply(piece(number), {"src.item"}, hub.reread, load)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 1 << 20
+    target.load(load)
+    target.commit(START, WHEN)
+    assert hub.rows("SELECT count(*), count(*) FILTER (WHERE code = 'stream') FROM hub.item") == [(100_100, 100_100)]

@@ -111,7 +111,9 @@ class Applier:
         self._kept_rows = 0
         self._continued: tuple[int, int] | None = None
         self._number = 0
+        #: Keys of the chunk that will be loaded which were changed before in this transaction.
         self._touched: set[bytes] = set()
+        self._chunk_keys: tuple[Chunk, frozenset[bytes]] | None = None
         self._truncated: set[TableName] = set()
         self._began = self._stages.mark()
         self.counts: dict[str, Counts] = {}
@@ -148,6 +150,7 @@ class Applier:
         self._stages.begin()
         self._began = self._stages.mark()
         self._touched.clear()
+        self._chunk_keys = None
         self._truncated.clear()
         self._continued = None
         self.counts = {}
@@ -278,14 +281,18 @@ class Applier:
         self._continued = (last.lsn, held) if piece.end is None else None
         return earlier
 
-    @staticmethod
-    def _keys_of_prior(piece: Piece, prior: ChunkLoad | None) -> set[bytes]:
-        """The keys that a piece changes of the relation whose chunk will be loaded."""
+    def _keys_of_prior(self, piece: Piece, prior: ChunkLoad | None) -> set[bytes]:
+        """The keys that a piece changes among those of the chunk that will be loaded: no more, however large it is."""
         keys: set[bytes] = set()
         for rowset in piece.rowsets if prior is not None else ():
             if prior is not None and rowset.relation.name == prior.chunk.relation.name and len(rowset):
-                keys.update(rowset.rows.keys(rowset.relation.key))
+                keys.update(self._keys_of_chunk(prior.chunk).intersection(rowset.rows.keys(rowset.relation.key)))
         return keys
+
+    def _keys_of_chunk(self, chunk: Chunk) -> frozenset[bytes]:
+        if self._chunk_keys is None or self._chunk_keys[0] is not chunk:
+            self._chunk_keys = chunk, frozenset(chunk.rows.keys(chunk.relation.key) if len(chunk.rows) else ())
+        return self._chunk_keys[1]
 
     def _counts_of(self, route: str) -> Counts:
         return self.counts.setdefault(route, Counts())

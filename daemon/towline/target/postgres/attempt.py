@@ -34,7 +34,7 @@ from towline_transforms.schema import TableName
 class Job:
     """What stays the same while a piece is applied, as a whole or by halves.
 
-    ``touched``: framed keys of the relation of ``prior`` that were changed before in this transaction. ``chunk``: the
+    ``touched``: framed keys of the chunk of ``prior`` that were changed before in this transaction. ``chunk``: the
     rows are of a chunk. ``earlier``: of the first source transaction, how many changes were in earlier pieces.
     ``number``: the piece's number in the target transaction.
     """

@@ -20,8 +20,9 @@ DEMO_ARGS ?=
 FAULTS_ARGS ?=
 SOAK_ARGS ?=
 TEST_ARGS ?=
-# A worker for each core, each with servers of its own: most tests wait for a server most of the time.
-PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
+# A worker for each core and one more, each with servers of its own: tests wait for a server a quarter of the time.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
+PARALLEL ?= --numprocesses $(WORKERS) --dist worksteal
 # PostgreSQL 15 with wal2json comes from Debian: elsewhere those tests are left out, by name.
 ifeq ($(shell uname -s),Darwin)
 SELECTION := -m 'not debian'

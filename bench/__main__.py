@@ -3,6 +3,7 @@
     python -m bench [run] [--workload NAME]... [--contender NAME]... [--rounds N] [--scale X] [--minutes N]
         [--server 15|18] [--transport socket|tcp] [--variant NAME=PATH=VALUE[,…]]... [--results FILE] [--page FILE]
     python -m bench sweep [NAME]... [--contender NAME]... [the rest as above]
+    python -m bench profile WORKLOAD [--contender NAME] [--output FILE] [--server 15|18] [--transport socket|tcp]
     python -m bench list
 
 A run of all workloads with all that take part, and each sweep, writes its part of docs/PERFORMANCE.md and the charts
@@ -17,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import page, sweeper
+from bench import page, profiling, sweeper
 from bench.contenders import REFERENCE, contenders
 from bench.drain import Patience
 from bench.results import Kept
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     """See the module. Returns the exit code."""
     options = _parser().parse_args(arguments or ["run"])
     command: str = options.command
-    commands = {"list": _list, "run": _run, "sweep": _sweep}
+    commands = {"list": _list, "run": _run, "sweep": _sweep, "profile": _profile}
     return commands[command](options)
 
 
@@ -59,24 +60,24 @@ def _parser() -> argparse.ArgumentParser:
     sweeping.add_argument("--rounds", type=int, default=1, help="each contender has its turn in each")
     sweeping.add_argument("--scale", type=float, default=1.0, help="of the number of rows")
     sweeping.add_argument("--minutes", type=float, default=40.0, help="begin no point beyond a sweep's share")
-    for each in (running, sweeping, commands.add_parser("list", help="name workloads and contenders")):
+    profiled = commands.add_parser("profile", help="one run, and where its time goes")
+    profiled.add_argument("workload", choices=WORKLOADS)
+    profiled.add_argument("--contender", default="towline", metavar="NAME")
+    profiled.add_argument("--scale", type=float, default=1.0, help="of the workload's size")
+    profiled.add_argument("--output", type=Path, help="put py-spy's samples there, for a flame graph")
+    for each in (running, sweeping, profiled, commands.add_parser("list", help="name workloads and contenders")):
         each.add_argument("--variant", action="append", default=[], metavar="NAME=PATH=VALUE[,…]", help="of Towline")
-    for each in (running, sweeping):
+    for each in (running, sweeping, profiled):
         each.add_argument("--timeout", type=float, default=900.0, help="of one run, in seconds")
         each.add_argument(
             "--quiet", type=float, default=20.0, help="seconds to wait for a quiet machine before each run"
         )
-        _servers(each)
+        each.add_argument("--server", type=int, choices=(15, 18), default=15, help="Debian's 15, or 18 from the wheel")
+        each.add_argument("--transport", choices=("socket", "tcp"), default="socket", help="how contenders connect")
+    for each in (running, sweeping):
+        each.add_argument("--results", type=Path, help="keep results there; those that are there are not run again")
+        each.add_argument("--page", type=Path, help="write there (a whole run's default is docs/PERFORMANCE.md)")
     return parser
-
-
-def _servers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", type=int, choices=(15, 18), default=15, help="Debian's 15, or 18 from the wheel")
-    parser.add_argument("--transport", choices=("socket", "tcp"), default="socket", help="how contenders connect")
-    parser.add_argument("--results", type=Path, help="keep results there; those that are there are not run again")
-    parser.add_argument(
-        "--page", type=Path, help="write the page there (default: docs/PERFORMANCE.md after a whole run)"
-    )
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -154,6 +155,20 @@ def _sweep(options: argparse.Namespace) -> int:
         if path is not None:
             page.write_sweep(path, machine, sweep, found, everyone)
     return 1 if any(result.failure for result in runner.results) else 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    everyone = contenders(options.variant)
+    contender = everyone.get(options.contender)
+    workload = WORKLOADS[options.workload]
+    if contender is None or not contender.can(workload):
+        print(f"{options.contender} cannot do {workload.name}: see `python -m bench list`", file=sys.stderr)
+        return 2
+    patience = Patience(options.timeout, options.quiet)
+    more = profiling.SETTINGS
+    with Scratch() as directory, Servers.made(directory, options.server, options.transport, more) as servers:
+        result = profiling.profile(servers, directory, workload, contender, options.scale, patience, options.output)
+    return 1 if result.failure else 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from bench import processes
 from bench.contender import Contender, Place
 from bench.contents import differences
 from bench.meter import Meter, await_quiet
@@ -87,8 +88,22 @@ def roots(servers: Servers) -> dict[str, int]:
     return {"source": servers.source.pid, "target": servers.target.pid}
 
 
-def drain(stage: Stage, contender: Contender, patience: Patience, through: Through = lambda place: place) -> Result:
-    """Run it, and measure. A run that does not end as it must is a result with a failure."""
+def ignored(process: Process | None) -> None:
+    """For who does not want to know what was started."""
+
+
+def drain(
+    stage: Stage,
+    contender: Contender,
+    patience: Patience,
+    *,
+    through: Through = lambda place: place,
+    started: Callable[[Process | None], None] = ignored,
+) -> Result:
+    """Run it, and measure. A run that does not end as it must is a result with a failure.
+
+    ``through``: what becomes of the place before, ``started``: told of the contender's process.
+    """
     place = through(stage.place(contender))
     result = Result(
         stage.workload.name,
@@ -110,7 +125,8 @@ def drain(stage: Stage, contender: Contender, patience: Patience, through: Throu
             try:
                 process = contender.start(place)
                 meter.watch(process)
-                first, seconds = _await(contender, process, watcher, began + patience.run)
+                started(process)
+                first, seconds, start = _await(contender, process, watcher, began + patience.run)
             finally:
                 used = meter.stop()
         result = replace(
@@ -122,6 +138,7 @@ def drain(stage: Stage, contender: Contender, patience: Patience, through: Throu
             peak=used.peak,
             anonymous=used.anonymous,
             foreign=used.foreign,
+            more={**result.more, "start_cpu": round(start, 2)},
         )
         return replace(result, failure=_compare(stage, contender, place))
     except (BenchFailed, psycopg.Error) as error:
@@ -135,21 +152,26 @@ def drain(stage: Stage, contender: Contender, patience: Patience, through: Throu
 
 def _await(
     contender: Contender, process: Process | None, watcher: Watcher, deadline: float
-) -> tuple[float | None, float]:
-    """When the first and the last change were there. Raises BenchFailed."""
+) -> tuple[float | None, float, float]:
+    """When the first and the last change were there, and the CPU seconds of the contender up to the first.
+
+    Raises BenchFailed.
+    """
     first: float | None = None
+    start = 0.0
     while True:
         now = time.monotonic()
         status = None if process is None else process.status
         if process is not None and status is not None:
             if status == 0 and contender.ends:
-                return None, now
+                return None, now, start
             raise BenchFailed(f"{contender.name} ended with {status}: {process.output()}")
         if not contender.ends:
             if first is None and watcher.begun():
                 first = time.monotonic()
+                start = processes.cpu(process.pid, processes.table()) if process is not None else 0.0
             if first is not None and watcher.finished():
-                return first, time.monotonic()
+                return first, time.monotonic(), start
         if now > deadline:
             raise BenchFailed(f"{contender.name} was not done in time: {process.output() if process else ''}")
         # A look that costs much is taken less often.

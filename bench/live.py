@@ -17,7 +17,7 @@ from psycopg import sql
 from bench import settings
 from bench.contender import Contender, Place
 from bench.contents import differences
-from bench.drain import SETTLE, Patience, Watcher, roots
+from bench.drain import SETTLE, Patience, Watcher, ignored, roots
 from bench.meter import Meter, Used, await_quiet
 from bench.processes import Process
 from bench.results import Result
@@ -40,8 +40,17 @@ WARM_UP: Final = 1 / 6
 _IDLE_BEFORE: Final = 3.0
 
 
-def live(stage: Stage, contender: Contender, patience: Patience) -> Result:
-    """A run of a workload whose mode is ``live`` or ``idle``; ``stage`` is to be one made for this run."""
+def live(
+    stage: Stage,
+    contender: Contender,
+    patience: Patience,
+    *,
+    started: Callable[[Process | None], None] = ignored,
+) -> Result:
+    """A run of a workload whose mode is ``live`` or ``idle``; ``stage`` is to be one made for this run.
+
+    ``started``: told of the contender's process.
+    """
     place = stage.place(contender)
     result = Result(
         stage.workload.name,
@@ -59,6 +68,7 @@ def live(stage: Stage, contender: Contender, patience: Patience) -> Result:
         await_quiet(patience.quiet)
         with closing(Watcher(place, contender)) as watcher:
             process = contender.start(place)
+            started(process)
             _await(watcher.begun, process, patience.run)
             if stage.workload.mode == "idle":
                 return _with(result, _idle(place, process, watcher), seconds=float(stage.size))

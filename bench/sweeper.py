@@ -68,7 +68,7 @@ class SweepRunner:
         print(f"{sweep.name}: {point.x:g} {sweep.x}, {size:,} rows", flush=True)
         with nullcontext(_same) if point.delay is None else delayed(self._servers, point.delay) as through:
             for contender, empty in wanted:
-                result = drain(stage, contender, self._patience, through)
+                result = drain(stage, contender, self._patience, through=through)
                 result = replace(
                     result,
                     round=empty.round,

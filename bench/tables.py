@@ -57,7 +57,7 @@ def _stream(runs: Sequence[Result], reference: Spread | None) -> list[str]:
     return [
         _spread(runs, lambda result: result.rate, 0),
         f"**{ratio}**" if ratio else "",
-        _median(runs, lambda result: result.first, 1),
+        _first(runs),
         *(_median(runs, lambda result, part=part: result.micros(part), 1) for part in _PARTS),  # type: ignore[misc]
         _median(runs, lambda result: sum(map(result.micros, _PARTS)), 1),
         _memory(runs),
@@ -83,6 +83,13 @@ def _idle(runs: Sequence[Result], reference: Spread | None) -> list[str]:
 
 def _cores(part: str) -> Callable[[Result], float]:
     return lambda result: result.cpu.get(part, 0.0) / result.seconds if result.seconds else 0.0
+
+
+def _first(runs: Sequence[Result]) -> str:
+    """Seconds, and CPU seconds of the contender, until the first change was there."""
+    seconds = _median(runs, lambda result: result.first, 1)
+    used = _median(runs, lambda result: result.more.get("start_cpu") or None, 1)
+    return f"{seconds} ({used} of CPU)" if used else seconds
 
 
 def _memory(runs: Sequence[Result]) -> str:

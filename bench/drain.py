@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from bench import processes
+from bench import processes, settings
 from bench.contender import Contender, Place
 from bench.contents import differences
 from bench.meter import Meter, await_quiet
@@ -26,6 +26,7 @@ from bench.workloads import END, START
 #: Seconds that changes may come after the marker that follows them, if a contender applies out of order.
 SETTLE: Final = 60.0
 _NAP: Final = 0.01
+_READING: Final = "SELECT 1 FROM pg_replication_slots WHERE database = %s AND slot_name <> %s AND active"
 
 Through = Callable[[Place], Place]
 
@@ -38,23 +39,47 @@ class Patience:
     quiet: float = 20.0
 
 
+@dataclass(slots=True)
+class Course:
+    """When what happened in a run (monotonic): a slot was read, the first change was visible, all was done.
+
+    ``start``: CPU seconds of the contender's process until it read the slot.
+    """
+
+    began: float
+    reading: float | None = None
+    start: float = 0.0
+    first: float | None = None
+    end: float = 0.0
+
+    def since(self, at: float | None) -> float | None:
+        """Seconds from the beginning."""
+        return None if at is None else round(at - self.began, 3)
+
+
 class Watcher:
-    """Tells by cheap queries at the target whether the first and the last change are visible."""
+    """Tells by cheap queries whether a slot is read, and whether the first and the last change are visible."""
 
     def __init__(self, place: Place, contender: Contender) -> None:
         self._place = place
         self._table, self._key = (sql.Identifier(name) for name in contender.visible)
         self._connection = psycopg.connect(place.target, autocommit=True)
+        self._source = psycopg.connect(place.source, autocommit=True)
         self._count_after = 0.0
 
     @property
-    def pid(self) -> int:
-        """Of the server process that answers, which is not to be counted."""
-        return self._connection.info.backend_pid
+    def pids(self) -> tuple[int, int]:
+        """Of the server processes that answer, which are not to be counted."""
+        return self._connection.info.backend_pid, self._source.info.backend_pid
 
     def close(self) -> None:
-        """End the session."""
+        """End the sessions."""
         self._connection.close()
+        self._source.close()
+
+    def reading(self) -> bool:
+        """Whether someone reads a slot."""
+        return self._source.execute(_READING, (settings.DATABASE, settings.BASE_SLOT)).fetchone() is not None
 
     def begun(self) -> bool:
         """Whether something has arrived."""
@@ -120,27 +145,28 @@ def drain(
         contender.prepare(place)
         await_quiet(patience.quiet)
         with closing(Watcher(place, contender)) as watcher:
-            meter = Meter(roots(place.servers), [watcher.pid])
-            began = time.monotonic()
+            meter = Meter(roots(place.servers), watcher.pids)
+            course = Course(time.monotonic())
             try:
                 process = contender.start(place)
                 meter.watch(process)
                 started(process)
-                first, seconds, start = _await(contender, process, watcher, began + patience.run)
+                _await(contender, process, watcher, course, patience.run)
             finally:
                 used = meter.stop()
         result = replace(
             result,
-            seconds=round(seconds - began, 3),
-            first=None if first is None else round(first - began, 3),
+            seconds=round(course.end - course.began, 3),
+            reading=course.since(course.reading),
+            first=course.since(course.first),
             cpu=used.cpu,
             kinds=used.kinds,
             peak=used.peak,
             anonymous=used.anonymous,
             foreign=used.foreign,
-            more={**result.more, "start_cpu": round(start, 2)},
+            more={**result.more, "start_cpu": round(course.start, 2)},
         )
-        return replace(result, failure=_compare(stage, contender, place))
+        return replace(result, failure=compare(stage, contender, place))
     except (BenchFailed, psycopg.Error) as error:
         return replace(result, failure=str(error) or type(error).__name__)
     finally:
@@ -150,35 +176,31 @@ def drain(
         shutil.rmtree(place.directory)
 
 
-def _await(
-    contender: Contender, process: Process | None, watcher: Watcher, deadline: float
-) -> tuple[float | None, float, float]:
-    """When the first and the last change were there, and the CPU seconds of the contender up to the first.
-
-    Raises BenchFailed.
-    """
-    first: float | None = None
-    start = 0.0
+def _await(contender: Contender, process: Process | None, watcher: Watcher, course: Course, timeout: float) -> None:
+    """Follow the run until all is done. Raises BenchFailed."""
     while True:
         now = time.monotonic()
-        status = None if process is None else process.status
-        if process is not None and status is not None:
-            if status == 0 and contender.ends:
-                return None, now, start
-            raise BenchFailed(f"{contender.name} ended with {status}: {process.output()}")
+        if process is not None and (status := process.status) is not None:
+            if status or not contender.ends:
+                raise BenchFailed(f"{contender.name} ended with {status}: {process.output()}")
+            course.end = now
+            return
+        if course.reading is None and watcher.reading():
+            course.reading = time.monotonic()
+            course.start = processes.cpu(process.pid, processes.table()) if process is not None else 0.0
         if not contender.ends:
-            if first is None and watcher.begun():
-                first = time.monotonic()
-                start = processes.cpu(process.pid, processes.table()) if process is not None else 0.0
-            if first is not None and watcher.finished():
-                return first, time.monotonic(), start
-        if now > deadline:
+            if course.first is None and watcher.begun():
+                course.first = time.monotonic()
+            if course.first is not None and watcher.finished():
+                course.end = time.monotonic()
+                return
+        if now > course.began + timeout:
             raise BenchFailed(f"{contender.name} was not done in time: {process.output() if process else ''}")
         # A look that costs much is taken less often.
         time.sleep(max(_NAP, 5 * (time.monotonic() - now)))
 
 
-def _compare(stage: Stage, contender: Contender, place: Place) -> str:
+def compare(stage: Stage, contender: Contender, place: Place) -> str:
     """What differs, in words; "" when nothing."""
     counted = contender.count(place)
     if counted is not None and counted != stage.changes:

@@ -16,8 +16,7 @@ from psycopg import sql
 
 from bench import settings
 from bench.contender import Contender, Place
-from bench.contents import differences
-from bench.drain import SETTLE, Patience, Watcher, ignored, roots
+from bench.drain import Patience, Watcher, compare, ignored, roots
 from bench.meter import Meter, Used, await_quiet
 from bench.processes import Process
 from bench.results import Result
@@ -75,7 +74,7 @@ def live(
             outcome = _Load(place, contender, process, watcher).run(patience.run)
         result = _with(result, outcome.used, seconds=outcome.seconds)
         result = replace(result, changes=outcome.changes, latency=quantiles(outcome.late), more=outcome.more)
-        return replace(result, failure=outcome.failure or _compare(stage, contender, place))
+        return replace(result, failure=outcome.failure or compare(stage, contender, place))
     except (BenchFailed, psycopg.Error) as error:
         return replace(result, failure=str(error) or type(error).__name__)
     finally:
@@ -110,21 +109,10 @@ def _await(condition: Callable[[], bool], process: Process | None, timeout: floa
 def _idle(place: Place, process: Process | None, watcher: Watcher) -> Used:
     """Leave everything alone for a while."""
     time.sleep(_IDLE_BEFORE)
-    meter = Meter(roots(place.servers), [watcher.pid])
+    meter = Meter(roots(place.servers), watcher.pids)
     meter.watch(process)
     time.sleep(place.size)
     return meter.stop()
-
-
-def _compare(stage: Stage, contender: Contender, place: Place) -> str:
-    """What differs, in words; "" when nothing."""
-    deadline = time.monotonic() + SETTLE
-    expected = stage.expected(contender.pairs(stage.workload))
-    while found := differences(expected, place.target):
-        if time.monotonic() > deadline:
-            return "contents differ: " + "; ".join(found[:5])
-        time.sleep(0.5)
-    return ""
 
 
 def quantiles(late: Sequence[float]) -> Mapping[str, float]:
@@ -163,7 +151,7 @@ class _Load:
         """Run the load, and wait until all has arrived."""
         seconds = self._place.size
         with psycopg.connect(self._place.target, autocommit=True) as looking:
-            meter = Meter(roots(self._place.servers), [self._watcher.pid, looking.info.backend_pid])
+            meter = Meter(roots(self._place.servers), [*self._watcher.pids, looking.info.backend_pid])
             meter.watch(self._process)
             began = time.time()
             load = self._start(seconds)

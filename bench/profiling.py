@@ -6,10 +6,11 @@ py-spy samples the daemon's threads, when it is installed; pg_stat_statements te
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "track_io_timing": "on",
 }
 _RATE: Final = 200
+_LINE: Final = re.compile(r":\d+(?=\)$)")
 _STATEMENTS: Final = r"""
     SELECT calls, rows, round(total_exec_time::numeric, 1), wal_bytes,
            regexp_replace(left(query, 400), '\s+', ' ', 'g')
@@ -43,34 +45,41 @@ _STATEMENTS: Final = r"""
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """How often a function was met: running itself, or anywhere on a stack. ``whole``: samples in all."""
+    """How often a function was met in a thread: running itself, or anywhere on the stack. ``whole``: samples in all."""
 
-    own: Counter[str]
-    within: Counter[str]
+    own: Mapping[str, Counter[str]]
+    within: Mapping[str, Counter[str]]
     whole: int
 
     @classmethod
     def read(cls, text: str) -> Samples:
-        """From py-spy's raw form: ``outermost;…;innermost COUNT`` on each line."""
-        own: Counter[str] = Counter()
-        within: Counter[str] = Counter()
+        """From py-spy's raw form: ``thread;outermost;…;innermost COUNT`` on each line, functions with their lines."""
+        own: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        within: defaultdict[str, Counter[str]] = defaultdict(Counter)
         whole = 0
         for each in text.splitlines():
             stack, _, number = each.rpartition(" ")
-            frames, count = stack.split(";"), int(number)
+            thread, *frames = (_LINE.sub("", frame) for frame in stack.split(";"))
+            if not frames:  # what py-spy could not read
+                continue
+            name, count = thread.rpartition(": ")[2], int(number)
             whole += count
-            own[frames[-1]] += count
+            own[name][frames[-1]] += count
             for frame in dict.fromkeys(frames):
-                within[frame] += count
+                within[name][frame] += count
         return cls(own, within, whole)
 
-    def text(self, top: int = 25) -> str:
-        """The functions that take most, in per cent of all samples."""
+    def text(self, top: int = 20) -> str:
+        """The functions that take most, in per cent of all samples, thread by thread."""
         lines = []
-        for title, counter in (("running themselves", self.own), ("with all that they call", self.within)):
-            lines.append(f"\nfunctions, {title}:")
-            lines += [f"  {100 * count / self.whole:5.1f} %  {name}" for name, count in counter.most_common(top)]
+        for name in sorted(self.own, key=lambda name: -self.own[name].total()):
+            for title, counter in (("themselves", self.own[name]), ("with all that they call", self.within[name])):
+                lines.append(f"\n{name}, {self._share(self.own[name].total())}: functions, {title}")
+                lines += [f"  {self._share(count)}  {function}" for function, count in counter.most_common(top)]
         return "\n".join(lines)
+
+    def _share(self, count: int) -> str:
+        return f"{100 * count / self.whole:5.1f} %"
 
 
 def profile(
@@ -86,13 +95,13 @@ def profile(
     stage = Stage(servers, workload, workload.scaled(scale), directory)
     stage.build([contender])
     for server in (servers.source, servers.target):
-        dsn = servers.dsn(server, "postgres")
-        run(dsn, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-        run(dsn, "SELECT pg_stat_statements_reset()")
+        run(servers.dsn(server, "postgres"), "CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
     raw = directory / "samples"
     sampler: list[subprocess.Popen[bytes]] = []
 
     def started(process: Process | None) -> None:
+        for server in (servers.source, servers.target):
+            run(servers.dsn(server, "postgres"), "SELECT pg_stat_statements_reset()")
         if process is not None and (command := _py_spy()) is not None:
             sampler.append(
                 subprocess.Popen(

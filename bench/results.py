@@ -16,9 +16,10 @@ from bench.settings import MAX_FOREIGN
 class Result:
     """One run of one contender.
 
-    ``seconds``: until the target held the last change; ``first``: the first one. ``cpu``: seconds by part (consumer,
-    source, target, harness); ``kinds``: by server process. ``peak`` and ``anonymous``: bytes. ``latency``: milliseconds
-    by quantile. ``more``: what only some runs have. ``failure``: why the run does not count, "" when it does.
+    ``seconds``: until the target held the last change; ``reading``: until a slot was read; ``first``: until the target
+    held the first change. ``cpu``: seconds by part (consumer, source, target, harness); ``kinds``: by server process.
+    ``peak`` and ``anonymous``: bytes. ``latency``: milliseconds by quantile. ``more``: what only some runs have.
+    ``failure``: why the run does not count, "" when it does.
     """
 
     workload: str
@@ -29,6 +30,7 @@ class Result:
     changes: int
     failure: str = ""
     seconds: float = 0.0
+    reading: float | None = None
     first: float | None = None
     cpu: Mapping[str, float] = field(default_factory=dict)
     kinds: Mapping[str, float] = field(default_factory=dict)
@@ -50,6 +52,12 @@ class Result:
     def rate(self) -> float:
         """Changes a second."""
         return self.changes / self.seconds if self.seconds else 0.0
+
+    @property
+    def pace(self) -> float:
+        """Changes a second, from when the slot is read: without the start."""
+        seconds = self.seconds - (self.reading or 0.0)
+        return self.changes / seconds if seconds > 0 else 0.0
 
     @property
     def disturbed(self) -> bool:

@@ -114,7 +114,7 @@ def chart(path: Path, sweep: Sweep, results: Sequence[Result], everyone: Mapping
     """Throughput and memory. Raises ChartsMissing."""
     shown = []
     for title, pick in (
-        ("thousand changes/s", lambda result: result.rate / 1000),
+        ("thousand changes/s", lambda result: result.pace / 1000),
         ("peak memory, MB", memory),
     ):
         curves = []
@@ -137,7 +137,7 @@ def table(sweep: Sweep, results: Sequence[Result], everyone: Mapping[str, Conten
     found = {name: _by_x(results, name) for name in names}
     for x in sorted({x for by_x in found.values() for x in by_x}):
         cells = [f"{x:,g}"]
-        for pick in (lambda result: result.rate, memory):
+        for pick in (lambda result: result.pace, memory):
             for name in names:
                 spread = Spread.of(found[name].get(x, []), pick)
                 cells.append(f"{spread.median:,.0f}" if spread is not None else "")

@@ -43,7 +43,7 @@ def table(workload: Workload, runs: Runs, everyone: Mapping[str, Contender]) -> 
 
 
 _STREAM = (
-    *("", "rows/s", "of built-in, text", "first after s", "CPU µs a row: consumer", "source", "target", "all"),
+    *("", "rows/s", "of built-in, text", "started after s", "CPU µs a row: consumer", "source", "target", "all"),
     *("peak MB", "runs"),
 )
 _LIVE = ("", "p50 ms", "p95 ms", "p99 ms", "max ms", "CPU, cores: consumer", "source", "target", "peak MB", "runs")
@@ -57,7 +57,7 @@ def _stream(runs: Sequence[Result], reference: Spread | None) -> list[str]:
     return [
         _spread(runs, lambda result: result.rate, 0),
         f"**{ratio}**" if ratio else "",
-        _first(runs),
+        _start(runs),
         *(_median(runs, lambda result, part=part: result.micros(part), 1) for part in _PARTS),  # type: ignore[misc]
         _median(runs, lambda result: sum(map(result.micros, _PARTS)), 1),
         _memory(runs),
@@ -85,9 +85,9 @@ def _cores(part: str) -> Callable[[Result], float]:
     return lambda result: result.cpu.get(part, 0.0) / result.seconds if result.seconds else 0.0
 
 
-def _first(runs: Sequence[Result]) -> str:
-    """Seconds, and CPU seconds of the contender, until the first change was there."""
-    seconds = _median(runs, lambda result: result.first, 1)
+def _start(runs: Sequence[Result]) -> str:
+    """Seconds, and CPU seconds of the contender, until it read the slot."""
+    seconds = _median(runs, lambda result: result.reading, 1)
     used = _median(runs, lambda result: result.more.get("start_cpu") or None, 1)
     return f"{seconds} ({used} of CPU)" if used else seconds
 

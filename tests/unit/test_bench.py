@@ -11,6 +11,7 @@ from bench.contenders import contenders, variant
 from bench.live import quantiles
 from bench.meter import kind
 from bench.page import replaced, write_parts
+from bench.profiling import Samples
 from bench.results import Kept, Result, Spread, counted
 from bench.sweeps import SWEEPS
 from bench.tables import tables
@@ -46,8 +47,8 @@ def test_tables() -> None:
     text = tables(
         [
             result("W1", "builtin", 2.0, cpu={"source": 0.5, "target": 1.0}),
-            result("W1", "towline", 1.0, cpu={"consumer": 0.25}, first=0.5, peak=3 * 2**20),
-            result("W1", "towline", 0.5, cpu={"consumer": 0.25}, first=0.5, peak=3 * 2**20),
+            result("W1", "towline", 1.0, cpu={"consumer": 0.25}, reading=0.5, peak=3 * 2**20),
+            result("W1", "towline", 0.5, cpu={"consumer": 0.25}, reading=0.5, peak=3 * 2**20),
             result("W1", "debezium", 0.5, failure="no | Java\nat all"),
             result("W5/500", "towline", 60.0, latency={"p50": 2.0, "p95": 3.0, "p99": 4.0, "max": 9.5}),
         ],
@@ -139,3 +140,16 @@ def test_quantiles() -> None:
     """Milliseconds."""
     assert quantiles([]) == {}
     assert quantiles([number / 1000 for number in range(100)]) == {"p50": 50.0, "p95": 95.0, "p99": 99.0, "max": 99.0}
+
+
+def test_samples() -> None:
+    """py-spy's raw form, by thread and function, whatever the line."""
+    samples = Samples.read(
+        "thread (7): MainThread 5\n"
+        "thread (7): MainThread;main (a.py:1);work (a.py:9) 3\n"
+        "thread (7): MainThread;main (a.py:2) 1\n"
+        "thread (8): reader;work (a.py:8);work (a.py:9) 4"
+    )
+    assert (samples.whole, samples.own["MainThread"]) == (8, {"work (a.py)": 3, "main (a.py)": 1})
+    assert samples.within["MainThread"]["main (a.py)"] == samples.within["reader"]["work (a.py)"] == 4
+    assert "reader,  50.0 %: functions, themselves\n   50.0 %  work (a.py)" in samples.text()

@@ -13,6 +13,7 @@ beside it. Exit code 1: some run does not count.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -34,8 +35,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
 
 def main(arguments: Sequence[str]) -> int:
     """See the module. Returns the exit code."""
-    options = _parser().parse_args(arguments or ["run"])
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["run", *arguments]
+    options = _parser().parse_args(arguments)
     command: str = options.command
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # with servers and daemons ended
     commands = {"list": _list, "run": _run, "sweep": _sweep, "profile": _profile}
     return commands[command](options)
 

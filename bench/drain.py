@@ -129,7 +129,6 @@ def drain(
 
     ``through``: what becomes of the place before, ``started``: told of the contender's process.
     """
-    place = through(stage.place(contender))
     result = Result(
         stage.workload.name,
         contender.name,
@@ -141,7 +140,9 @@ def drain(
         more={"wal": stage.wal},
     )
     process: Process | None = None
+    place: Place | None = None
     try:
+        place = through(stage.place(contender))
         contender.prepare(place)
         await_quiet(patience.quiet)
         with closing(Watcher(place, contender)) as watcher:
@@ -172,8 +173,9 @@ def drain(
     finally:
         if process is not None:
             process.stop()
-        contender.clean(place)
-        shutil.rmtree(place.directory)
+        if place is not None:
+            contender.clean(place)
+            shutil.rmtree(place.directory)
 
 
 def _await(contender: Contender, process: Process | None, watcher: Watcher, course: Course, timeout: float) -> None:

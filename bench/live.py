@@ -50,7 +50,6 @@ def live(
 
     ``started``: told of the contender's process.
     """
-    place = stage.place(contender)
     result = Result(
         stage.workload.name,
         contender.name,
@@ -61,7 +60,9 @@ def live(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     process: Process | None = None
+    place: Place | None = None
     try:
+        place = stage.place(contender)
         contender.prepare(place)
         mark(place.servers, START)
         await_quiet(patience.quiet)
@@ -80,8 +81,9 @@ def live(
     finally:
         if process is not None:
             process.stop()
-        contender.clean(place)
-        shutil.rmtree(place.directory)
+        if place is not None:
+            contender.clean(place)
+            shutil.rmtree(place.directory)
 
 
 def _with(result: Result, used: Used, seconds: float) -> Result:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 from psycopg import sql
 
 from bench import settings
 from bench.contender import Contender, Place
 from bench.contents import Contents, Pair, contents
-from bench.servers import TEMPLATE, Servers, run, value
+from bench.servers import TEMPLATE, BenchFailed, Servers, run, value
 from bench.workloads import END, GENERATORS, MARKER, SCHEMA, START, Workload, mark
 
 _numbers = itertools.count(1)
@@ -31,6 +32,7 @@ class Stage:
         self._start = self._end = ""
         self._templates: dict[str, str] = {}
         self._expected: dict[str, Contents] = {}
+        self._broken: dict[str, str] = {}
 
     def build(self, contenders: Iterable[Contender]) -> None:
         """Make the base, let contenders set up what has to be there before the changes, and make the changes."""
@@ -49,7 +51,10 @@ class Stage:
             run(source, "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", settings.BASE_SLOT)
             for contender in contenders:
                 if contender.staged:
-                    self._stage(contender)
+                    try:
+                        self._stage(contender)
+                    except (BenchFailed, psycopg.Error) as error:
+                        self._broken[contender.name] = str(error)
         begun = value(source, "SELECT pg_current_wal_insert_lsn()")
         if workload.mode == "stream":
             mark(servers, START)
@@ -68,7 +73,9 @@ class Stage:
         self._templates[contender.name] = name
 
     def place(self, contender: Contender) -> Place:
-        """Target and slot for a run, made anew."""
+        """Target and slot for a run, made anew. Raises BenchFailed when the contender could not be set up."""
+        if contender.name in self._broken:
+            raise BenchFailed(self._broken[contender.name])
         self.servers.drop_target(settings.DATABASE)
         self.servers.drop_slots(keep=settings.BASE_SLOT)
         target = self.servers.copy_target(self._templates.get(contender.name, TEMPLATE))

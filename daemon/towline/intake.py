@@ -24,7 +24,8 @@ from towline.plan import Prepared, refused, sessions, without_new
 from towline.postgres import catalog
 from towline.postgres.session import translating
 from towline.schema_change import Difference, Kind, Remembered, compare, error_for, halts, needed, read_again
-from towline.source.postgres import look, publication
+from towline.source import Identity
+from towline.source.postgres import identity, look, publication
 from towline.source.postgres.relations import relations_of
 from towline.target import RouteState
 from towline.target.postgres import control, source_tables
@@ -71,8 +72,9 @@ class Adoption:
 @dataclass(frozen=True, slots=True)
 class Intake:
     """``halt``: the error to end with at ``halt_at``, or where the log shows the change. ``oids``, ``footprint`` and
-    ``revision``: what a later look at both ends is compared with. ``at_once``: nothing more may be applied before the
-    halt, since the log of the plugin does not tell a table from a former one of its name.
+    ``revision``: what a later look at both ends is compared with; ``server``: whose catalog was looked at. ``at_once``:
+    nothing more may be applied before the halt, since the log of the plugin does not tell a table from a former one of
+    its name.
     """
 
     prepared: Prepared
@@ -84,6 +86,7 @@ class Intake:
     oids: tuple[int, ...]
     footprint: str
     revision: int
+    server: Identity
 
 
 def take_in(config: PipelineConfig) -> Intake:
@@ -132,6 +135,7 @@ class _Look:
         specs, source = self._config.specs(), self._source
         at_source, at_target = tables_needed(specs)
         with translating("source"):
+            self._server = identity.read(source)
             self._before = look.position(source)
             with source.transaction():
                 source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -298,6 +302,7 @@ class _Look:
             oids=self._oids,
             footprint=self._footprint,
             revision=self._revision,
+            server=self._server,
         )
 
     def _ddl(self, routes: list[Route]) -> tuple[str, ...]:

@@ -18,10 +18,11 @@ from towline.logs import event
 from towline.position import ZERO, format_lsn
 from towline.postgres import catalog, session
 from towline.schema_change import compare, halts
-from towline.source import Finding, SlotState, Step
+from towline.source import Finding, Identity, SlotState, Step
 from towline.source.postgres import setup as source_setup
 from towline.source.postgres.relations import relations_of
 from towline.source.postgres.tables import PostgresTables
+from towline.source.postgres.timelines import identify
 from towline.target import Checkpoint
 from towline.target.postgres import control, source_tables
 from towline.target.postgres import setup as target_setup
@@ -188,10 +189,15 @@ def apply(prepared: Prepared, report: Callable[[Step], None]) -> None:
             schema=config.target.schema_name,
             pipeline=config.pipeline,
             position=tables.slot().confirmed,
-            identity=tables.identity(),
+            identity=source_identity(config, tables),
             slot=config.source.slot,
             plugin=config.source.plugin,
         )
+
+
+def source_identity(config: PipelineConfig, tables: PostgresTables) -> Identity:
+    """The source's identity, as checkpoints have it."""
+    return identify(tables, config.source.dsn.get_secret_value(), application_name=f"towline {config.pipeline}")
 
 
 def apply_source(prepared: Prepared, report: Callable[[Step], None]) -> None:

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from towline.breaker import Limits
 from towline.change import Chunk, Relation
@@ -23,7 +23,6 @@ from towline.errors import (
     NotSetUp,
     RowRefused,
     SourceTableChanged,
-    SourceUnavailable,
     SpoolFull,
     TargetRefused,
     TargetTableChanged,
@@ -42,11 +41,12 @@ from towline.position import before_page_header, format_lsn
 from towline.recounter import Recounter
 from towline.snapshot import STREAMING, Snapshots
 from towline.source import Identity, Stream
+from towline.source.postgres import identity as identities
 from towline.source.postgres.spool import Spool
 from towline.source.postgres.standby import StandbyStream
 from towline.source.postgres.stream import PostgresStream
 from towline.source.postgres.tables import PostgresTables
-from towline.source.postgres.timelines import Timelines
+from towline.source.postgres.timelines import Timelines, identify
 from towline.start_checks import SourceNow, check_start
 from towline.streaming import Streaming
 from towline.sweeper import Sweeper
@@ -171,29 +171,33 @@ class Replication:
         if (expected := self._expected) is None:
             return tables
         try:
-            if not expected.same_server(tables.identity()):
-                raise SourceUnavailable("another server answers than at the start of this attempt, or it was promoted")
+            identities.same(expected, tables.identity())
         except TowlineError:
             tables.close()
             raise
         return tables
 
-    def _timelines(self) -> Timelines:
+    def _timelines(self, of: Identity) -> Timelines:
         source = self._config.source
-        return Timelines(source.dsn.get_secret_value(), application_name=f"towline {source.slot}")
+        return Timelines(source.dsn.get_secret_value(), application_name=f"towline {source.slot}", of=of)
 
-    def _check_start(self, checkpoint: Checkpoint, tables: PostgresTables, target: PostgresTarget) -> Identity:
-        """See `towline.start_checks`; notes the source's timeline when it is a later one. Returns the identity."""
+    def _check_start(
+        self, checkpoint: Checkpoint, tables: PostgresTables, target: PostgresTarget, looked_at: Identity
+    ) -> Identity:
+        """See `towline.start_checks`; notes the source's timeline when it is a later one. Returns the identity.
+
+        ``looked_at``: the server of which the catalog was read.
+        """
+        source = self._config.source
+        identity = identify(tables, source.dsn.get_secret_value(), application_name=f"towline {source.slot}")
+        identities.same(identity, looked_at)
+        slot = tables.slot()
 
         def history(timeline: int) -> Mapping[int, int]:
-            with self._timelines() as timelines:
+            with self._timelines(identity) as timelines:
                 return timelines.history(timeline)
 
-        identity, slot = tables.identity(), tables.slot()
-        if identity.in_recovery:  # what it has replayed may be ahead of what its control file says
-            with self._timelines() as timelines:
-                identity = replace(identity, timeline=timelines.current())
-        if check_start(checkpoint, SourceNow(identity, slot, tables.position(), history)):
+        if check_start(checkpoint, SourceNow(identity, source.slot, source.plugin, slot, tables.position(), history)):
             target.note_timeline(identity.timeline)
             event(
                 log,
@@ -220,7 +224,7 @@ class Replication:
         checkpoint = target.open()
         tables = self._tables()
         stack.callback(tables.close)
-        identity = self._check_start(checkpoint, tables, target)
+        identity = self._check_start(checkpoint, tables, target, intake.server)
         self._expected = identity
         name = stream_name(checkpoint)
         if tables.end_walsender(name):
@@ -232,7 +236,7 @@ class Replication:
         if intake.halt is not None and intake.at_once:
             raise self._halted(intake, intake.halt, checkpoint.position)
         try:
-            reading = self._stream(intake, checkpoint, tables, name, self._spool(identity, tables))
+            reading = self._stream(intake, checkpoint, tables, name, self._spool(identity, tables), identity)
         except NotSetUp:
             # It may be about a table that has changed since it was looked at.
             if tables.footprint(intake.oids, config.source.publication) == intake.footprint:
@@ -241,7 +245,7 @@ class Replication:
         stack.callback(reading.close)
         stream: Stream = reading
         if identity.in_recovery:
-            stream = StandbyStream(stream, self._timelines(), identity.timeline)
+            stream = StandbyStream(stream, self._timelines(identity), identity.timeline)
             stack.callback(stream.close)
         target.read_ahead(tables.position())
         states = target.states()
@@ -367,6 +371,7 @@ class Replication:
         tables: PostgresTables,
         application_name: str,
         spool: Spool | None,
+        identity: Identity,
     ) -> PostgresStream:
         config = self._config
         return PostgresStream(
@@ -381,6 +386,7 @@ class Replication:
             resolve=tables.root_of,
             application_name=application_name,
             spool=spool,
+            server=identity,
         )
 
     def _adopt(self, intake: Intake, target: PostgresTarget) -> None:

@@ -132,7 +132,7 @@ def execute(prepared: Prepared, resync: Resync, report: Callable[[str], None]) -
     planning.apply_source(prepared, done)
     with _tables(prepared) as tables:
         position = tables.slot().confirmed
-        state.finish(position=position, identity=tables.identity())
+        state.finish(position=position, identity=planning.source_identity(config, tables))
     report(f"target: checkpoint set to {format_lsn(position)}")
     report("the copying begins with the daemon: `towline run`")
 
@@ -144,7 +144,7 @@ def _count(routes: Collection[str]) -> str:
 def _reason(prepared: Prepared, checkpoint: Checkpoint, tables: PostgresTables, slot: SlotState) -> TowlineError | None:
     """What keeps the stream from going on. Raises what making the slot anew would not mend, or must not."""
     source = prepared.config.source
-    identity = tables.identity()
+    identity = planning.source_identity(prepared.config, tables)
     refused = slot_checks.problem(source.slot, slot, plugin=source.plugin, database=identity.database)
     if refused is not None and type(refused) in (SlotUnusable, SlotOfAnotherDatabase, SlotSynchronized):
         raise refused
@@ -155,16 +155,17 @@ def _reason(prepared: Prepared, checkpoint: Checkpoint, tables: PostgresTables, 
         )
 
     def history(timeline: int) -> dict[int, int]:
-        with Timelines(source.dsn.get_secret_value(), application_name=f"towline {source.slot}") as timelines:
+        dsn, name = source.dsn.get_secret_value(), f"towline {source.slot}"
+        with Timelines(dsn, application_name=name, of=identity) as timelines:
             return timelines.history(timeline)
 
     try:
-        check_start(checkpoint, SourceNow(identity, slot, tables.position(), history))
+        check_start(checkpoint, SourceNow(identity, source.slot, source.plugin, slot, tables.position(), history))
     except SourceUnavailable:
         raise
     except TowlineError as reason:
         return reason
-    return refused  # the checkpoint's plugin is the slot's, and the pipeline's another
+    return None
 
 
 def _drop_slot(prepared: Prepared, resync: Resync) -> None:

@@ -15,6 +15,7 @@ from towline.errors import (
     ResyncUnfinished,
     SlotAhead,
     SlotMissing,
+    SlotUnusable,
     SourceDatabaseReplaced,
     SourceReplaced,
     SourceRewound,
@@ -33,9 +34,14 @@ History = Callable[[int], Mapping[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class SourceNow:
-    """The source as it is found. ``position``: the end of its log; ``history`` is only called when timelines differ."""
+    """The source as it is found. ``position``: the end of its log; ``history`` is only called when timelines differ.
+
+    ``slot_name`` and ``plugin``: what the pipeline file says now; ``slot``: the one of that name.
+    """
 
     identity: Identity
+    slot_name: str
+    plugin: str
     slot: SlotState
     position: int
     history: History
@@ -51,19 +57,25 @@ def check_start(checkpoint: Checkpoint, now: SourceNow) -> bool:
     if checkpoint.position == ZERO:
         raise ResyncUnfinished("a resync has begun, and has not made the slot anew yet")
     promoted = _check_identity(checkpoint, now)
-    slot = now.slot
+    slot, renamed = now.slot, now.slot_name != checkpoint.slot
     if not slot.exists:
         raise SlotMissing(
-            f"replication slot {checkpoint.slot} does not exist; the checkpoint is at {format_lsn(checkpoint.position)}"
+            f"replication slot {now.slot_name} does not exist; the checkpoint is at {format_lsn(checkpoint.position)}"
+            + (f" of slot {checkpoint.slot}, which `source.slot` named before" if renamed else "")
         )
-    refused = slot_checks.problem(
-        checkpoint.slot, slot, plugin=checkpoint.plugin, database=checkpoint.identity.database
-    )
-    if refused is not None:
-        raise refused
+    if renamed:
+        raise SlotUnusable(
+            f"replication slot {now.slot_name} exists, and is not this pipeline's, which had {checkpoint.slot}",
+            hint=f"Set `source.slot` back to {checkpoint.slot}; or name one that does not exist, and run "
+            "`towline resync`.",
+        )
+    for plugin in (checkpoint.plugin, now.plugin):
+        refused = slot_checks.problem(now.slot_name, slot, plugin=plugin, database=checkpoint.identity.database)
+        if refused is not None:
+            raise refused
     if slot.confirmed > checkpoint.position:
         raise SlotAhead(
-            f"slot {checkpoint.slot} was confirmed up to {format_lsn(slot.confirmed)}, "
+            f"slot {now.slot_name} was confirmed up to {format_lsn(slot.confirmed)}, "
             f"the checkpoint is at {format_lsn(checkpoint.position)}"
         )
     return promoted

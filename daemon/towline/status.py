@@ -17,6 +17,7 @@ from psycopg import sql
 
 from towline.config import PipelineConfig
 from towline.errors import Action, NotSetUp, TowlineError
+from towline.plan import source_identity
 from towline.position import format_lsn, parse_lsn
 from towline.postgres import session
 from towline.source import Identity, SlotState
@@ -217,12 +218,15 @@ class Reader:
     def _check(self, checkpoint: Checkpoint, source: _Source) -> None:
         """As the daemon does at its start. The checkpoint may be newer than the position that was read before it."""
         assert self._tables is not None
-        check_start(checkpoint, SourceNow(source.identity, source.slot, self._tables.position(), self._history))
+        config = self._config.source
 
-    def _history(self, timeline: int) -> Mapping[int, int]:
-        dsn = self._config.source.dsn.get_secret_value()
-        with Timelines(dsn, application_name=f"towline {self._config.pipeline} status") as timelines:
-            return timelines.history(timeline)
+        def history(timeline: int) -> Mapping[int, int]:
+            dsn, name = config.dsn.get_secret_value(), f"towline {self._config.pipeline} status"
+            with Timelines(dsn, application_name=name, of=source.identity) as timelines:
+                return timelines.history(timeline)
+
+        now = self._tables.position()
+        check_start(checkpoint, SourceNow(source.identity, config.slot, config.plugin, source.slot, now, history))
 
     def _status(self, source: _Source | None, target: _Target | None, troubles: tuple[Trouble, ...]) -> Status:
         checkpoint = target.checkpoint if target is not None else None
@@ -258,7 +262,7 @@ class Reader:
                 source = self._config.source
                 self._tables = PostgresTables(source.dsn.get_secret_value(), slot=source.slot)
             slot = self._tables.slot()
-            return _Source(self._tables.identity(), self._tables.position(), slot)
+            return _Source(source_identity(self._config, self._tables), self._tables.position(), slot)
         except TowlineError:
             if self._tables is not None:
                 self._tables.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,18 @@ import pytest
 
 from tests.fault.harness import Fault, fault, shop
 from tests.support.databases import NewDatabase
+from tests.support.line import Line
 from tests.support.pair import pair, promote, replayed
 from tests.support.wait import until
 from towline import plan
+from towline.config import PipelineConfig
 from towline.demo.programs import embedded_bindir
 from towline.demo.server import Server
+from towline.errors import SourceUnavailable
+from towline.metrics import Metrics
+from towline.replication import Replication
+from towline.source.postgres.tables import PostgresTables
+from towline.status import read
 
 ROWS = 300
 
@@ -40,6 +48,13 @@ class Failover:
                 "SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = %s", (self.slot,)
             ).fetchone()
         return row == (True,)
+
+    def cut_off(self) -> None:
+        """The standby gets no more of what is written."""
+        with psycopg.connect(self.standby.dsn(), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            connection.execute("SELECT pg_reload_conf()")
+            until(lambda: not connection.execute("SELECT FROM pg_stat_wal_receiver").fetchall())
 
     def fail_over(self) -> None:
         """The primary dies, the standby takes its place."""
@@ -65,6 +80,32 @@ def failover(
         hub = new_database(hub18)
         with fault(tmp_path, primary.dsn(), hub, rows=ROWS, through=(dsn, hub), source_more=source) as under:
             yield Failover(primary, standby, under)
+
+
+def publish(config: PipelineConfig, at_source: Callable[[str], object]) -> None:
+    """Make the publication at the primary; the configuration names the standby."""
+    with plan.prepare(config) as prepared:
+        for step in plan.steps(prepared):
+            if "PUBLICATION" in step.sql:
+                at_source(step.sql)
+
+
+@contextmanager
+def running_logged(at_source: Callable[[str], object]) -> Iterator[None]:
+    """While a slot is made at the standby: it waits for the primary to log which transactions run."""
+    done = threading.Event()
+
+    def log_running() -> None:
+        while not done.wait(0.1):
+            at_source("SELECT pg_log_standby_snapshot()")
+
+    thread = threading.Thread(target=log_running)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 WITH_SLOT = ("failover: true", {"synchronized_standby_slots": "standby"})
@@ -95,6 +136,42 @@ def test_a_promotion_is_followed(failover: Failover) -> None:
     again.stop()
 
 
+@pytest.mark.parametrize("failover", [("failover: true", {})], indirect=True, ids=["between"])
+def test_another_server_between_two_connections(failover: Failover, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server that was checked has all that the target has; the one that would stream, a moment later, has lost
+    some of it. The stream's own connection is held against what was checked.
+    """
+    under = failover.under
+    daemon = under.daemon()
+    under.await_position()
+    until(failover.synchronized, 60, lambda: failover.standby.log_tail())
+    failover.cut_off()
+    under.at_source("INSERT INTO item VALUES (77777, 'lost', 1)")
+    under.await_position()
+    daemon.stop()
+    original = PostgresTables.end_walsender
+
+    def fail_over(tables: PostgresTables, name: str) -> bool:
+        """After the checks, before the stream: the former primary lives on, and takes no more connections."""
+        (failover.primary.data / "pg_hba.conf").write_text("local all all trust\n", "utf-8")
+        failover.primary.reload()
+        promote(failover.standby)
+        return original(tables, name)
+
+    monkeypatch.setattr(PostgresTables, "end_walsender", fail_over)
+    replication = Replication(
+        under.config,
+        metrics=Metrics("shop"),
+        stopping=lambda: False,
+        role=lambda role: None,
+        announce=lambda point: None,
+    )
+    before = under.position()
+    with pytest.raises(SourceUnavailable, match="another server answers"):
+        replication.run(until_caught_up=True)
+    assert under.position() == before
+
+
 @pytest.mark.parametrize("failover", [("failover: true", {})], indirect=True, ids=["behind"])
 def test_a_promotion_that_lost_transactions(failover: Failover) -> None:
     """The standby was behind what the target has: the daemon halts with the code that says so, and resync mends it."""
@@ -102,10 +179,7 @@ def test_a_promotion_that_lost_transactions(failover: Failover) -> None:
     daemon = under.daemon()
     under.await_position()
     until(failover.synchronized, 60, lambda: failover.standby.log_tail())
-    with psycopg.connect(failover.standby.dsn(), autocommit=True) as connection:
-        connection.execute("ALTER SYSTEM SET primary_conninfo = ''")
-        connection.execute("SELECT pg_reload_conf()")
-        until(lambda: not connection.execute("SELECT FROM pg_stat_wal_receiver").fetchall())
+    failover.cut_off()
     under.at_source("INSERT INTO item VALUES (77777, 'lost', 1)")
     under.await_position()
     failover.fail_over()
@@ -143,24 +217,10 @@ def test_a_standby_as_source_is_promoted(
         def set_up(under: Fault) -> None:
             """The publication at the primary, the slot at the standby, for which the primary logs what runs."""
             replayed(primary, standby)
-            with plan.prepare(under.config) as prepared:
-                for step in plan.steps(prepared):
-                    if "PUBLICATION" in step.sql:
-                        under.at_source(step.sql)
+            publish(under.config, under.at_source)
             replayed(primary, standby)
-            done = threading.Event()
-
-            def log_running() -> None:
-                while not done.wait(0.1):
-                    under.at_source("SELECT pg_log_standby_snapshot()")
-
-            thread = threading.Thread(target=log_running)
-            thread.start()
-            try:
+            with running_logged(under.at_source):
                 under.apply()
-            finally:
-                done.set()
-                thread.join()
 
         with fault(tmp_path, primary.dsn(), hub, rows=ROWS, through=(standby.dsn(), hub), set_up=set_up) as under:
             daemon = under.daemon()
@@ -178,3 +238,33 @@ def test_a_standby_as_source_is_promoted(
             daemon.stop()
             under.verify()
             assert under.at_hub("SELECT timeline FROM towline.checkpoint") == [(2,)]
+
+
+def test_a_standby_that_follows_a_promoted_server(
+    scratch: Path, hub18: Server, new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """Its control file is of the timeline before, long after it has replayed more: every verb says the true one."""
+    with pair(scratch / "follows", embedded_bindir(), standby={"checkpoint_timeout": "1h"}) as (primary, standby):
+        line = Line.make(tmp_path, standby.dsn(), new_database(hub18), "  - {from: public.t, into: replica.t}")
+        line.source = primary.dsn()
+        line.at_source("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
+        replayed(primary, standby)
+        primary.stop()
+        (primary.data / "standby.signal").touch()
+        primary.start()
+        promote(primary)
+        line.at_source("INSERT INTO t VALUES (2)")
+        replayed(primary, standby)
+        publish(line.config, line.at_source)
+        replayed(primary, standby)
+        with running_logged(line.at_source):
+            line.apply()
+        with psycopg.connect(standby.dsn()) as connection:
+            known = connection.execute("SELECT timeline_id FROM pg_control_checkpoint()").fetchone()
+        assert known == (1,)
+        assert line.at_hub("SELECT timeline FROM towline.checkpoint") == [(2,)]
+        line.at_source("INSERT INTO t VALUES (3)")
+        replayed(primary, standby)
+        line.run()
+        assert line.at_hub("SELECT count(*) FROM replica.t") == [(3,)]
+        assert read(line.config).errors == ()

@@ -53,8 +53,14 @@ def history(timeline: int) -> Mapping[int, int]:
     return {3: {1: 50, 2: 100}, 4: {1: 50}}[timeline]
 
 
-def now(identity: Identity = WAS, slot: SlotState = SLOT, position: int = 120) -> SourceNow:
-    return SourceNow(identity, slot, position, history)
+def now(
+    identity: Identity = WAS,
+    slot: SlotState = SLOT,
+    position: int = 120,
+    slot_name: str = "s",
+    plugin: str = "pgoutput",
+) -> SourceNow:
+    return SourceNow(identity, slot_name, plugin, slot, position, history)
 
 
 def test_all_is_well() -> None:
@@ -85,6 +91,8 @@ def test_all_is_well() -> None:
         (now(slot=replace(SLOT, invalidation="conflict")), SlotInvalidated),
         (now(slot=replace(SLOT, synchronized=True)), SlotSynchronized),
         (now(slot=replace(SLOT, confirmed=101)), SlotAhead),
+        (now(plugin="wal2json"), SlotOfAnotherPlugin),
+        (now(slot_name="other"), SlotUnusable),
     ],
 )
 def test_a_mismatch(found: SourceNow, error: type[TowlineError]) -> None:
@@ -106,6 +114,14 @@ def test_a_promotion(position: int, right: bool) -> None:
         return
     with pytest.raises(TimelineDiverged):
         check_start(checkpoint, promoted)
+
+
+def test_a_slot_that_the_file_names_anew() -> None:
+    """What is missing is the one that the file names now, whatever the checkpoint was of."""
+    with pytest.raises(SlotMissing, match=r"slot new does not exist; the checkpoint is at 0/64 of slot s, which"):
+        check_start(CHECKPOINT, now(slot=SlotState(False), slot_name="new"))
+    with pytest.raises(SlotUnusable, match="slot new exists, and is not this pipeline's, which had s"):
+        check_start(CHECKPOINT, now(slot_name="new"))
 
 
 def test_two_promotions_at_once() -> None:

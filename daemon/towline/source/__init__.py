@@ -53,18 +53,23 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which database this is: a checkpoint belongs to exactly one. A standby is the same as its primary."""
+    """Which database this is: a checkpoint belongs to exactly one. A standby is the same as its primary.
+
+    ``started``: when the server was started, in microseconds; it tells two servers apart that are copies of each other.
+    """
 
     system_identifier: str
     timeline: int
     database: str
     server_version: int
     in_recovery: bool = field(default=False, compare=False)
+    started: int = field(default=0, compare=False)
 
     def same_server(self, other: Identity) -> bool:
-        """Whether it is the same, neither promoted nor demoted since. A standby's timeline may be out of date."""
+        """Whether it is the same, neither restarted nor promoted since. A standby's timeline may be out of date."""
         return (
             self.system_identifier == other.system_identifier
+            and self.started == other.started
             and self.database == other.database
             and self.in_recovery == other.in_recovery
             and (self.timeline == other.timeline or self.in_recovery)

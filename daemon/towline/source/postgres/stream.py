@@ -35,7 +35,8 @@ from contextlib import suppress
 
 from towline.change import Format, Piece, Relation
 from towline.errors import SourceTableChanged, SourceUnavailable, StreamMalformed, TowlineError
-from towline.source.postgres import pgoutput, wal2json
+from towline.source import Identity
+from towline.source.postgres import identity, pgoutput, wal2json
 from towline.source.postgres.gather import Gatherer, RowBatch, TupleBatch
 from towline.source.postgres.routed import Resolve, Routed
 from towline.source.postgres.spool import Spool
@@ -70,6 +71,7 @@ class PostgresStream:
     ``max_rows`` and ``max_bytes`` (of the plugin's messages) bound a piece. ``resolve`` names the root of a partition
     that was not known when the relations were described; it is called in the reader's thread. ``spool``: where
     transactions under way are kept (pgoutput, servers from 14 on); None: each is sent when it has committed.
+    ``server``: the one that was found fit to be read; SourceUnavailable when another one is behind the dsn by now.
 
     The constructor connects and starts replication: it takes up to the dsn's ``connect_timeout`` (10 seconds by
     default) and raises SourceUnavailable, SourceRefused, SlotMissing, SlotInUse, SlotUnusable, PluginRefused, NotSetUp,
@@ -90,6 +92,7 @@ class PostgresStream:
         resolve: Resolve | None = None,
         application_name: str = "",
         spool: Spool | None = None,
+        server: Identity | None = None,
     ) -> None:
         self._spool = spool
         self._max_rows = max_rows
@@ -98,6 +101,8 @@ class PostgresStream:
         self._routed = routed
         self._walsender = Walsender(dsn, application_name=application_name or f"towline {slot}")
         try:
+            if server is not None:
+                identity.same(server, self._walsender.identify())
             self._walsender.check_slot(slot, plugin)
             timeout = self._walsender.timeout()
             self._decoder: pgoutput.Decoder | wal2json.Decoder

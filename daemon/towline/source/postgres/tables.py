@@ -24,7 +24,7 @@ from towline.errors import SourceQueryFailed, SourceTableChanged
 from towline.frame import Frame
 from towline.postgres import catalog, session, statements
 from towline.source import Identity, KeyCount, SlotState
-from towline.source.postgres import key_count, look, rows
+from towline.source.postgres import identity, key_count, look, rows
 from towline.source.postgres.high import High, Look
 from towline.source.postgres.key_order import EQUAL, KeyOrder, base_type, column_sql, type_sql
 from towline_transforms.schema import Catalog, Column, TableName, TypeKind
@@ -69,9 +69,7 @@ class PostgresTables:
     def identity(self) -> Identity:
         """Which server and database this is."""
         with self._session() as connection:
-            row = connection.execute(_SQL["identity"]).fetchone()
-            assert row is not None
-            return Identity(row[0], row[1], row[2], connection.info.server_version, in_recovery=row[3])
+            return identity.read(connection)
 
     def slot(self) -> SlotState:
         """The slot as it is now."""

@@ -9,7 +9,8 @@ SELECT
              FROM pg_control_checkpoint() AS c, pg_control_recovery() AS r)
        ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
   current_database()::text,
-  pg_is_in_recovery()
+  pg_is_in_recovery(),
+  (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
 ;
 
 -- name: slot

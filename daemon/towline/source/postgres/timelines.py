@@ -12,18 +12,27 @@ timeline.c.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import TracebackType
 
-from towline.errors import SourceQueryFailed
+from towline.errors import SourceQueryFailed, TowlineError
 from towline.position import parse_lsn
+from towline.source import Identity
+from towline.source.postgres import identity
+from towline.source.postgres.tables import PostgresTables
 from towline.source.postgres.walsender import Walsender
 
 
 class Timelines:
-    """A connection for asking. Raises SourceUnavailable, SourceRefused."""
+    """A connection for asking the server ``of`` that identity. Raises SourceUnavailable, SourceRefused."""
 
-    def __init__(self, dsn: str, *, application_name: str) -> None:
+    def __init__(self, dsn: str, *, application_name: str, of: Identity) -> None:
         self._walsender = Walsender(dsn, application_name=application_name)
+        try:
+            identity.same(of, self._walsender.identify())
+        except TowlineError:
+            self._walsender.close()
+            raise
 
     def __enter__(self) -> Timelines:
         return self
@@ -35,7 +44,7 @@ class Timelines:
 
     def current(self) -> int:
         """The timeline of what the server has written or replayed last."""
-        return self._walsender.identify()
+        return self._walsender.timeline()
 
     def history(self, timeline: int) -> dict[int, int]:
         """For each ancestor of a timeline, the position at which it was left. Raises SourceQueryFailed."""
@@ -45,6 +54,18 @@ class Timelines:
     def close(self) -> None:
         """End the connection."""
         self._walsender.close()
+
+
+def identify(tables: PostgresTables, dsn: str, *, application_name: str) -> Identity:
+    """The server of that session, with the timeline of what it has replayed where it is a standby.
+
+    Every verb that writes a checkpoint, or compares one, goes by this. Raises SourceUnavailable, SourceRefused.
+    """
+    found = tables.identity()
+    if not found.in_recovery:
+        return found
+    with Timelines(dsn, application_name=application_name, of=found) as timelines:
+        return replace(found, timeline=timelines.current())
 
 
 def parse_history(text: str) -> dict[int, int]:

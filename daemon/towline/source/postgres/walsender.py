@@ -22,6 +22,7 @@ import re
 import select
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -30,8 +31,8 @@ from psycopg import conninfo, pq, sql
 from towline import errors
 from towline.position import format_lsn
 from towline.postgres import session, statements
-from towline.source import SlotState
-from towline.source.postgres import published, slot_checks
+from towline.source import Identity, SlotState
+from towline.source.postgres import identity, published, slot_checks
 from towline.source.postgres.routed import Routed
 from towline_transforms.schema import TableName
 
@@ -120,14 +121,21 @@ class Walsender:
             session.connect(dsn, application_name="towline publication", side="source") as connection,
             session.translating("source"),
         ):
+            identity.same(identity.read(self._connection), identity.read(connection))
             found = connection.execute(sql.SQL(published.PUBLICATION).format(name=name)).fetchall()
             tables = connection.execute(sql.SQL(published.PUBLISHED).format(name=name)).fetchall()
         refused = published.problem(publication, found, tables, routed.relations)
         if refused is not None:
             raise refused
 
-    def identify(self) -> int:
-        """The timeline of what the server has written or, on a standby, replayed last."""
+    def identify(self) -> Identity:
+        """The server, with the timeline of what it has written or, on a standby, replayed last."""
+        with session.translating("source"):
+            found = identity.read(self._connection)
+        return replace(found, timeline=self.timeline())
+
+    def timeline(self) -> int:
+        """That timeline alone."""
         ((_, timeline, *_),) = self._query(sql.SQL("IDENTIFY_SYSTEM"))
         return int(str(timeline))
 

@@ -21,7 +21,8 @@ class Monitor:
 
     ``spooled``: how many transactions under way are kept, and how many bytes of disk they take. ``restart`` is told the
     slot's restart position whenever it was looked at.
-    ``reached``: the position up to which nothing is left to apply; None while nobody knows, when the slot tells what
+    ``pulse`` is called each time, whether the source answers or not.
+    ``reached``: the position up to which the target has everything; None while nobody knows, when the slot tells what
     was acknowledged. ``clock``: of an earlier monitor, to go on from what that saw.
     """
 
@@ -35,6 +36,7 @@ class Monitor:
         restart: Callable[[int], None] = lambda position: None,
         clock: LagClock | None = None,
         look: Callable[[Tables], None] = lambda tables: None,
+        pulse: Callable[[], None] = lambda: None,
         every: float = 1.0,
         slot_every: int = 10,
     ) -> None:
@@ -44,6 +46,7 @@ class Monitor:
         self._spooled = spooled
         self._restart = restart
         self._look = look
+        self._pulse = pulse
         self._every = every
         self._slot_every = slot_every
         self._clock = clock if clock is not None else LagClock()
@@ -84,6 +87,7 @@ class Monitor:
                         tables.close()
                         tables = None
                 turn += 1
+                self._pulse()
                 self._metrics.spool(*self._spooled())
                 reached = self._reached()
                 if reached is None:  # all that is known is what was acknowledged: at most so late

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -65,6 +66,13 @@ class Handle:
 
     pipeline: Pipeline | None = None
     target: PostgresTarget | None = None
+    lookout: Lookout | None = None
+
+    def alive(self, within: float) -> bool:
+        """Whether the loop turned within so many seconds, or the target was at work for it. True before it turns."""
+        since = time.monotonic() - within
+        pipeline, lookout = self.pipeline, self.lookout
+        return pipeline is None or pipeline.beat > since or (lookout is not None and lookout.worked > since)
 
     @property
     def session(self) -> Session | None:
@@ -153,7 +161,7 @@ class Replication:
             limits=Limits(config.quarantine.max_share, config.quarantine.min_rows, config.quarantine.max_open),
         )
         stack.callback(target.close)
-        self.handle.target, self.handle.pipeline = target, None
+        self.handle.target, self.handle.pipeline, self.handle.lookout = target, None, None
         return target
 
     def _stand_by(self, target: PostgresTarget) -> bool:
@@ -293,7 +301,7 @@ class Replication:
             self._metrics.route_state(state)
         self._metrics.quarantine(target.quarantined)
 
-        lookout = Lookout(config, intake, pipeline.stop)
+        lookout = Lookout(config, intake, pipeline.stop, lambda: target.session)
         stack.callback(lookout.close)
 
         def restart_position(position: int) -> None:
@@ -304,12 +312,13 @@ class Replication:
 
         monitor = Monitor(
             self._tables,
-            lambda: pipeline.reached,
+            lambda: pipeline.durable,
             self._metrics,
             clock=self._clock,
             spooled=lambda: reading.spooled,
             restart=restart_position,
             look=lookout.look,
+            pulse=lookout.pulse,
             slot_every=1 if self._streaming.suspended else 10,
         )
         monitor.start()
@@ -319,7 +328,7 @@ class Replication:
         recounter = Recounter(self._tables, target.sums, lambda: snapshots.done)
         recounter.start()
         stack.callback(recounter.close)
-        self.handle.pipeline = pipeline
+        self.handle.pipeline, self.handle.lookout = pipeline, lookout
         if self._stopping():  # asked to stop while nobody could be told
             return False
         self._role("active")

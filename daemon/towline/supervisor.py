@@ -96,8 +96,7 @@ class Supervisor:
     def health(self) -> Health:
         """For /healthz and /readyz."""
         attempt = self._attempt
-        pipeline = attempt.handle.pipeline if attempt is not None else None
-        live = pipeline is None or time.monotonic() - pipeline.beat < _LIVE
+        live = attempt is None or attempt.handle.alive(_LIVE)
         ready = self._role in ("active", "standby") and not self._stop.is_set()
         return Health(live, ready, self._role if not self._detail else f"{self._role}: {self._detail}")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from bench.workloads import WORKLOADS
 
 #: Ours, the reference, ceilings of a part, all others.
 COLOURS = {"ours": "#1f6f8b", "reference": "#8a8f98", "ceiling": "#d9dce1", "other": "#c98a5a"}
-SERIES = ("#1f6f8b", "#8a8f98", "#c98a5a", "#5a8f5a", "#8b4a6b")
+#: Of CPU.
+PARTS = {"consumer": "#1f6f8b", "source": "#c98a5a", "target": "#8a8f98"}
+#: Of curves but the reference's.
+SERIES = ("#1f6f8b", "#c98a5a", "#5a8f5a", "#8b4a6b")
 
 
 class ChartsMissing(Exception):
@@ -41,8 +45,11 @@ def _save(figure: Any, path: Path) -> None:
     path.write_text("\n".join(line.rstrip() for line in lines) + "\n", "utf-8")
 
 
-def rates(path: Path, results: Sequence[Result], everyone: Mapping[str, Contender]) -> None:
-    """Bars of changes a second, for each workload; whiskers from least to most. Raises ChartsMissing."""
+def workloads(path: Path, results: Sequence[Result], everyone: Mapping[str, Contender]) -> None:
+    """For each workload bars of changes a second, with whiskers from least to most, and of CPU a change, by part.
+
+    Raises ChartsMissing.
+    """
     pyplot = _pyplot()
     groups = {
         name: runs
@@ -52,28 +59,50 @@ def rates(path: Path, results: Sequence[Result], everyone: Mapping[str, Contende
     if not groups:
         return
     heights = [len(runs) for runs in groups.values()]
-    figure, axes = pyplot.subplots(
-        len(groups), 1, figsize=(8, 0.28 * sum(heights) + 0.7 * len(heights)), height_ratios=heights, squeeze=False
-    )
-    for axis, (name, runs) in zip(axes[:, 0], groups.items(), strict=True):
-        order = [each for each in everyone if each in runs]
-        spreads = {each: Spread.of(counted(runs[each]), lambda result: result.rate / 1000) for each in order}
-        shown = [(each, spread) for each, spread in spreads.items() if spread is not None]
-        axis.barh(
-            [everyone[each].title for each, _ in shown],
-            [spread.median for _, spread in shown],
+    size = (10, 0.28 * sum(heights) + 0.7 * len(heights))
+    figure, axes = pyplot.subplots(len(groups), 2, figsize=size, height_ratios=heights, squeeze=False, sharey="row")
+    for (left, right), (name, runs) in zip(axes, groups.items(), strict=True):
+        shown = [everyone[each] for each in everyone if counted(runs.get(each, []))]
+        titles = [_plain(contender.title) for contender in shown]
+        right_ones = [counted(runs[contender.name]) for contender in shown]
+        spreads = [_known(Spread.of(each, lambda result: result.rate / 1000)) for each in right_ones]
+        left.barh(
+            titles,
+            [spread.median for spread in spreads],
             xerr=[
-                [spread.median - spread.low for _, spread in shown],
-                [spread.high - spread.median for _, spread in shown],
+                [spread.median - spread.low for spread in spreads],
+                [spread.high - spread.median for spread in spreads],
             ],
-            color=[_colour(everyone[each]) for each, _ in shown],
+            color=[_colour(contender) for contender in shown],
             error_kw={"elinewidth": 0.8},
         )
-        axis.invert_yaxis()
-        axis.set_title(f"{name}: thousand changes a second", loc="left", fontsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
+        left.invert_yaxis()
+        left.set_title(f"{name}: thousand changes a second", loc="left", fontsize=9)
+        begins = [0.0] * len(shown)
+        for part, colour in PARTS.items():
+            used = [_known(Spread.of(each, _micros(part))).median for each in right_ones]
+            right.barh(titles, used, left=begins, color=colour, label="contender" if part == "consumer" else part)
+            begins = [begin + more for begin, more in zip(begins, used, strict=True)]
+        right.set_title("µs of CPU a change", loc="left", fontsize=9)
+        for axis in (left, right):
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0][1].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     _save(figure, path)
+
+
+def _micros(part: str) -> Callable[[Result], float]:
+    return lambda result: result.micros(part)
+
+
+def _known(spread: Spread | None) -> Spread:
+    assert spread is not None
+    return spread
+
+
+def _plain(title: str) -> str:
+    """Without the marks of Markdown."""
+    return title.replace("`", "")
 
 
 def _colour(contender: Contender) -> str:
@@ -89,7 +118,8 @@ class Curve:
     """Values of one contender over what a sweep varies. ``points``: (x, median, least, most)."""
 
     title: str
-    points: Sequence[tuple[float, float, float, float]] = field(default_factory=list)
+    points: Sequence[tuple[float, float, float, float]]
+    reference: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +137,13 @@ def panels(path: Path, shown: Sequence[Panel]) -> None:
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(1, len(shown), figsize=(4 * len(shown), 3), squeeze=False)
     for axis, panel in zip(axes[0], shown, strict=True):
-        for colour, curve in zip(SERIES, panel.curves, strict=False):
+        colours = cycle(SERIES)
+        for curve in panel.curves:
+            colour = COLOURS["reference"] if curve.reference else next(colours)
             along = [point[0] for point in curve.points]
-            axis.plot(along, [point[1] for point in curve.points], marker="o", ms=3, color=colour, label=curve.title)
+            axis.plot(
+                along, [point[1] for point in curve.points], marker="o", ms=3, color=colour, label=_plain(curve.title)
+            )
             lows, highs = [point[2] for point in curve.points], [point[3] for point in curve.points]
             axis.fill_between(along, lows, highs, color=colour, alpha=0.15, linewidth=0)
         if panel.log_x:

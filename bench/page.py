@@ -106,7 +106,7 @@ def write_runs(
     write_data(directory / "workloads.jsonl", results)
     chart = directory / "workloads.svg"
     try:
-        charts.rates(chart, results, everyone)
+        charts.workloads(chart, results, everyone)
     except charts.ChartsMissing as error:
         print(f"no chart: {error}")
     scales = sorted({result.scale for result in results})
@@ -115,10 +115,11 @@ def write_runs(
         f"Written by `make bench` on {datetime.now(UTC).date().isoformat()}, with Towline {version('towline')}. "
         f"{machine.text()}{scaled}{' ' if note else ''}{note}"
     )
+    image = f"![Changes a second, and CPU a change]({directory.name}/{chart.name})"
     parts = {
         "head": head,
         "targets": targets.table(results),
-        "workloads": f"![Changes a second]({directory.name}/{chart.name})\n\n{tables(results, everyone)}",
+        "workloads": f"{image}\n\n{tables(results, everyone)}",
     }
     write_parts(path, parts)
 

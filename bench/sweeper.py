@@ -11,6 +11,7 @@ from pathlib import Path
 from bench import charts
 from bench.charts import Curve, Panel
 from bench.contender import Contender, Place
+from bench.contenders import REFERENCE
 from bench.drain import Patience, drain
 from bench.line import delayed
 from bench.results import Kept, Result, Spread, counted
@@ -48,7 +49,7 @@ class SweepRunner:
         """All points, from little to much; none is begun after ``until`` (monotonic) but the first."""
         for point in sweep.points:
             if point is not sweep.points[0] and time.monotonic() > until:
-                print(f"{sweep.name}: the time is up before {point.x:g} {sweep.x}", flush=True)
+                print(f"{sweep.name}: the time is up before {point.x:,.10g} {sweep.x}", flush=True)
                 return
             self._point(sweep, point)
 
@@ -65,7 +66,7 @@ class SweepRunner:
         size = point.workload.scaled(self._scale)
         stage = Stage(self._servers, point.workload, size, self._directory)
         stage.build(self._contenders)
-        print(f"{sweep.name}: {point.x:g} {sweep.x}, {size:,} rows", flush=True)
+        print(f"{sweep.name}: {point.x:,.10g} {sweep.x}, {size:,} rows", flush=True)
         with nullcontext(_same) if point.delay is None else delayed(self._servers, point.delay) as through:
             for contender, empty in wanted:
                 result = drain(stage, contender, self._patience, through=through)
@@ -123,7 +124,7 @@ def chart(path: Path, sweep: Sweep, results: Sequence[Result], everyone: Mapping
             for x, runs in _by_x(results, name).items():
                 if (spread := Spread.of(runs, pick)) is not None:
                     points.append((x, spread.median, spread.low, spread.high))
-            curves.append(Curve(everyone[name].title if name in everyone else name, points))
+            curves.append(Curve(everyone[name].title if name in everyone else name, points, name == REFERENCE))
         shown.append(Panel(title, sweep.x, curves, sweep.log_x))
     charts.panels(path, shown)
 
@@ -136,7 +137,7 @@ def table(sweep: Sweep, results: Sequence[Result], everyone: Mapping[str, Conten
     lines = ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
     found = {name: _by_x(results, name) for name in names}
     for x in sorted({x for by_x in found.values() for x in by_x}):
-        cells = [f"{x:,g}"]
+        cells = [f"{x:,.10g}"]
         for pick in (lambda result: result.pace, memory):
             for name in names:
                 spread = Spread.of(found[name].get(x, []), pick)

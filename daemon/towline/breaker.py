@@ -1,26 +1,31 @@
 """When so many rows are refused that it is not the rows: the circuit breaker of the quarantine. Decisions, no I/O.
 
-Of each route the last `WINDOW` rows that were committed are remembered, as two figures for each transaction. What the
-transaction under way has set aside is held against them before any of it is durable, so that of a batch that trips
-the breaker nothing is in the quarantine.
+Of each route the last `WINDOW` changes that were committed are remembered: how many each transaction had, and which
+rows were set aside. A row counts once, by its key, however often it changes; and not at all when an earlier change of
+it waits in the quarantine already, since then nothing new is wrong. What the transaction under way has set aside is
+held against them before any of it is durable, so that of a batch that trips the breaker nothing is in the quarantine.
+
+It lives as long as the daemon, over all its attempts. What it does not remember itself, since another daemon was at
+work, it is told from the control tables (`recall`).
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from towline.errors import QuarantineFlooded, QuarantineFull
 from towline.target import Counts
 
-#: How many rows of a route, at least, its share is measured over, once it has seen so many.
+#: Over how many of a route's changes, at least, its share is measured, once it has seen so many.
 WINDOW = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``max_share``: of a route's latest rows, the largest part that may be set aside; it counts from ``min_rows`` on.
+    """``max_share``: of a route's latest changes, the largest part of which rows may be set aside; it counts from
+    ``min_rows`` changes on.
 
     ``max_open``: rows of one route that may be in the quarantine at a time.
     """
@@ -32,43 +37,80 @@ class Limits:
 
 @dataclass(slots=True)
 class _Window:
-    """What became of a route's latest rows: rows seen and rows set aside, by transaction and in all."""
+    """What became of a route's latest changes, by transaction: how many there were, which rows were set aside, and how
+    many more were, of which the keys are not known.
+    """
 
-    parts: deque[tuple[int, int]] = field(default_factory=deque)
+    parts: deque[tuple[int, frozenset[bytes], int]] = field(default_factory=deque)
     seen: int = 0
-    quarantined: int = 0
+    keys: Counter[bytes] = field(default_factory=Counter)
+    more: int = 0
 
-    def add(self, seen: int, quarantined: int) -> None:
-        self.parts.append((seen, quarantined))
+    @property
+    def rows(self) -> int:
+        return len(self.keys) + self.more
+
+    def add(self, seen: int, keys: frozenset[bytes], more: int = 0) -> None:
+        self.parts.append((seen, keys, more))
         self.seen += seen
-        self.quarantined += quarantined
+        self.keys.update(keys)
+        self.more += more
         while self.seen - self.parts[0][0] >= WINDOW:
-            seen, quarantined = self.parts.popleft()
+            seen, keys, more = self.parts.popleft()
             self.seen -= seen
-            self.quarantined -= quarantined
+            self.more -= more
+            for key in keys:
+                self.keys[key] -= 1
+                if not self.keys[key]:
+                    del self.keys[key]
 
 
 class Breaker:
-    """Watches over the routes of a pipeline."""
+    """Watches over the routes of a pipeline. Between `begin` and `committed`, what is refused is of a transaction."""
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         self._windows: dict[str, _Window] = {}
+        self._refused: dict[str, set[bytes]] = {}
+        self._fresh: Counter[str] = Counter()
+        self._epoch: int | None = None
 
-    def check(self, route: str, *, seen: int, quarantined: int, opened: int) -> None:
-        """Look at a transaction under way before another row is set aside.
+    def remembers(self, epoch: int) -> bool:
+        """Whether nobody else was at work before that epoch began; else all is forgotten."""
+        known, self._epoch = self._epoch is not None and epoch - self._epoch in (0, 1), epoch
+        if not known:
+            self._windows.clear()
+        return known
 
-        ``seen``: the route's rows in it, as far as they are known to come; ``quarantined``: of these, with that row.
-        ``opened``: the route's rows in the quarantine, with that row. Raises QuarantineFlooded, QuarantineFull.
+    def recall(self, route: str, *, seen: int, rows: int) -> None:
+        """What others have noted: of so many of the route's latest changes, so many rows are in the quarantine."""
+        if seen > WINDOW:
+            seen, rows = WINDOW, rows * WINDOW // seen
+        self._windows.setdefault(route, _Window()).add(seen, frozenset(), rows)
+
+    def begin(self) -> None:
+        """A transaction begins, or the one under way was rolled back."""
+        self._refused.clear()
+        self._fresh.clear()
+
+    def refused(self, route: str, key: bytes, *, seen: int, opened: int) -> None:
+        """A row is to be set aside, of which nothing is in the quarantine.
+
+        ``seen``: the route's changes in the transaction, as far as they are known to come. ``opened``: its rows in the
+        quarantine, with this one. Raises QuarantineFlooded, QuarantineFull.
         """
-        limits = self._limits
+        limits = self.limits
         if opened > limits.max_open:
             raise QuarantineFull(f"route {route}: more than {limits.max_open} rows would be in the quarantine")
         window = self._windows.get(route) or _Window()
-        seen, quarantined = seen + window.seen, quarantined + window.quarantined
-        if seen >= limits.min_rows and quarantined > limits.max_share * seen:
+        refused = self._refused.setdefault(route, set())
+        if key not in refused:
+            refused.add(key)
+            self._fresh[route] += key not in window.keys
+        seen, rows = seen + window.seen, window.rows + self._fresh[route]
+        if seen >= limits.min_rows and rows > limits.max_share * seen:
             raise QuarantineFlooded(
-                f"route {route}: of its last {seen} rows the target refuses {quarantined} or more, "
+                f"route {route}: in its last {seen} changes the target refuses {rows} rows or more, "
                 f"which is over {limits.max_share:.0%}"
             )
 
@@ -76,4 +118,6 @@ class Breaker:
         """A transaction was committed."""
         for route, each in counts.items():
             if each.seen:
-                self._windows.setdefault(route, _Window()).add(each.seen, each.quarantined)
+                keys = frozenset(self._refused.get(route, ()))
+                self._windows.setdefault(route, _Window()).add(each.seen, keys)
+        self.begin()

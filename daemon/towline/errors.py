@@ -492,18 +492,18 @@ class ControlTablesOld(TowlineError):
 
 
 class QuarantineFlooded(TowlineError):
-    """The target refuses so large a share of a route's rows that something other than the rows is wrong."""
+    """The target refuses so many different rows among a route's latest changes that something else is wrong."""
 
     code = "TL-408"
     remedy = (
         "Nothing of the batch is at the target or in the quarantine. Find out what changed at the target or in the "
-        "route (the message names what the last row violated) and start again; or raise `quarantine.max_share` if that "
-        "many are to be set aside."
+        "route (the message names what the last row violated), retry or discard what is set aside (it counts, too), "
+        "and start again; or raise `quarantine.max_share` if that many are to be set aside."
     )
 
 
 class QuarantineFull(TowlineError):
-    """More rows of a route are in the quarantine than `quarantine.max_open` allows."""
+    """More rows of a route (not changes of them) are in the quarantine than `quarantine.max_open` allows."""
 
     code = "TL-409"
     remedy = (

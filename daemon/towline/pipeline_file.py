@@ -196,10 +196,13 @@ class QuarantineConfig(_Model):
     """When rows that are refused are no longer taken for single bad rows (routes with on_error: quarantine)."""
 
     max_share: Share = Field(
-        default=0.1, gt=0, le=1, description="Of a route's latest rows, the largest part that may be set aside."
+        default=0.1,
+        gt=0,
+        le=1,
+        description="Rows that are set aside, as a part of a route's latest 10,000 changes: how many there may be.",
     )
     min_rows: Whole = Field(
-        default=100, ge=1, le=1_000_000, description="The share counts once a route has seen so many rows."
+        default=100, ge=1, le=1_000_000, description="The share counts once a route has seen so many changes."
     )
     max_open: Whole = Field(
         default=10_000, ge=1, le=100_000, description="Rows of one route that may be in the quarantine at a time."

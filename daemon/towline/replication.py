@@ -1,7 +1,8 @@
 """Replication: everything opened, checked and run, from the lock to the last acknowledgement.
 
 An attempt ends by being stopped, by having caught up, or with a coded error; then everything of it is closed. Nothing
-is carried over to the next attempt but what the target has made durable.
+is carried over to the next attempt but what the target has made durable; what the supervisor keeps (of the spool, the
+lag, the breaker of the quarantine) are decisions, which are made anew where it is lost.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from towline.breaker import Limits
+from towline.breaker import Breaker, Limits
 from towline.change import Chunk, Relation
 from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
@@ -110,8 +111,10 @@ class Replication:
         predecessor: Session | None = None,
         streaming: Streaming | None = None,
         clock: LagClock | None = None,
+        breaker: Breaker | None = None,
     ) -> None:
         self._clock = clock
+        self._breaker = breaker or Breaker()
         self._predecessor = predecessor
         self._streaming = streaming or Streaming()
         #: Whether the attempt ended because another one can do better.
@@ -151,6 +154,8 @@ class Replication:
 
     def _target(self, stack: ExitStack, prepared: Prepared) -> PostgresTarget:
         config = self._config
+        limits = config.quarantine
+        self._breaker.limits = Limits(limits.max_share, limits.min_rows, limits.max_open)
         target = PostgresTarget(
             config.target.dsn.get_secret_value(),
             pipeline=config.pipeline,
@@ -158,7 +163,7 @@ class Replication:
             routes=prepared.routes,
             relations=prepared.relations,
             predecessor=self._predecessor,
-            limits=Limits(config.quarantine.max_share, config.quarantine.min_rows, config.quarantine.max_open),
+            breaker=self._breaker,
         )
         stack.callback(target.close)
         self.handle.target, self.handle.pipeline, self.handle.lookout = target, None, None

@@ -31,7 +31,7 @@ from towline.target.postgres import control
 #: The version of the JSON form; raised when a field goes or changes its meaning, not when one is added.
 FORMAT = 1
 
-_ASIDE = "SELECT route, count(*) FROM {quarantine} WHERE pipeline = %s AND state = 'open' GROUP BY route"
+_ASIDE = "SELECT route, count(DISTINCT key) FROM {quarantine} WHERE pipeline = %s AND state = 'open' GROUP BY route"
 
 _TOTALS = """
 SELECT route, sum(seen)::bigint, sum(upserted)::bigint, sum(deleted)::bigint, sum(superseded)::bigint,

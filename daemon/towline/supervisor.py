@@ -17,6 +17,7 @@ from pathlib import Path
 
 from towline import new_tables
 from towline.backoff import MOST, Backoff
+from towline.breaker import Breaker
 from towline.config import PipelineConfig, load
 from towline.errors import Action, ReloadRefused, TowlineError
 from towline.lag import LagClock
@@ -136,7 +137,7 @@ class Supervisor:
     def _attempts(self, until_caught_up: bool) -> int:
         failures = 0
         predecessor: Session | None = None
-        streaming = Streaming()
+        streaming, breaker = Streaming(), Breaker()
         while not self._stop.is_set():
             self._wake.clear()
             if self._reload.is_set():
@@ -152,6 +153,7 @@ class Supervisor:
                 predecessor=predecessor,
                 streaming=streaming,
                 clock=self._clock,
+                breaker=breaker,
             )
             self._attempt = attempt
             started = time.monotonic()

@@ -12,7 +12,7 @@ import psycopg
 from psycopg import sql
 
 from tests.support.checked import PIPELINE, SCHEMA, Ends
-from towline.breaker import Limits
+from towline.breaker import Breaker, Limits
 from towline.change import DELETE, INSERT, UPDATE, Chunk, Format, Piece, Relation, RowSet, Transaction, Visibility
 from towline.frame import Frame
 from towline.source import Identity
@@ -84,7 +84,7 @@ class Hub:
             relations=tuple(self.relations.values()),
             path=self.path,
             direct=self.direct,
-            limits=self.limits,
+            breaker=Breaker(self.limits),
         )
         self.targets.append(target)
         return target

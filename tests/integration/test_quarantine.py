@@ -94,7 +94,7 @@ def test_from_the_first_copy_to_a_retry(line: Line, server: str, plugin: str, ca
         "id": "3", "code": "c3", "price": "-1", "note": "", "iban": "***", "done": "f"
     }  # fmt: skip
     assert "positive" in found[0]["message"] and "DE3" not in json.dumps(found)
-    assert status.read(config.load(line.path)).routes[0].quarantine_open == 3
+    assert status.read(config.load(line.path)).routes[0].quarantine_open == 2
     report = line.verify()
     assert (report.differing, report.quarantined, report.exit_code) == (0, 3, 0)
     assert "3 in quarantine" in report.total

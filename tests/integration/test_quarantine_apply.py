@@ -445,6 +445,79 @@ def test_too_many_in_the_quarantine(binary: Hub) -> None:
     assert len(hub.rows(ENTRIES)) == 3
 
 
+def test_one_row_that_changes_often(binary: Hub) -> None:
+    """It is one bad row among many, and takes the room of one; of its changes the first ones and the last are kept."""
+    hub = binary
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    limited(hub, max_open=2)
+    batch = hub.batch()
+    for number in range(100):
+        batch.insert("item", id=str(number), code=f"c{number}", price="1")
+    hub.apply(batch)
+    for begin in (0, 75):
+        batch = hub.batch()
+        for number in range(begin, begin + 75):
+            batch.commit().update("item", id="1", code=f"hot{number}", price="-1")
+        hub.apply(batch)
+        hub.targets.pop().close()  # another daemon does not take them for many, either
+        limited(hub, max_open=2)
+    states = "SELECT state, behind, count(*) FROM towline.quarantine GROUP BY state, behind ORDER BY state"
+    assert hub.rows(states) == [("open", True, 100), ("superseded", False, 50)]
+    kept = [row["code"] for (row,) in hub.rows("""SELECT "row" FROM towline.quarantine WHERE behind ORDER BY id""")]
+    assert kept == [f"hot{number}" for number in (*range(99), 149)]
+    committed = hub.apply(hub.batch().insert("item", id="200", code="x", price="-1"))
+    assert committed.quarantine == {"src.item": 2}
+    with pytest.raises(QuarantineFull):
+        hub.apply(hub.batch().insert("item", id="201", code="y", price="-1"))
+
+
+def test_many_bad_rows_over_many_daemons(binary: Hub) -> None:
+    """Each has few of them, and none remembers the one before; the control tables do, until people have acted."""
+    hub = binary
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+
+    def ninety(first: int, price: str) -> None:
+        limited(hub)
+        batch = hub.batch()
+        for number in range(first, first + 90):
+            batch.insert("item", id=str(number), code=f"c{number}", price=price)
+        try:
+            hub.apply(batch)
+        finally:
+            hub.targets.pop().close()
+
+    ninety(0, "-1")
+    with pytest.raises(QuarantineFlooded, match="last 180 changes"):
+        ninety(100, "-1")
+    assert len(hub.rows(ENTRIES)) == 90
+    ninety(100, "1")
+    limited(hub)
+    with pytest.raises(QuarantineFlooded):
+        hub.apply(hub.batch().insert("item", id="300", price="-1"))
+    hub.targets.pop().close()
+    hub.sql.execute("UPDATE towline.quarantine SET state = 'discarded'")
+    limited(hub)
+    hub.apply(hub.batch().insert("item", id="300", price="-1"))
+
+
+def test_a_breaker_outlives_attempts(binary: Hub) -> None:
+    """What it remembers itself is not read again; what another daemon did meanwhile is."""
+    hub = binary
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    target = limited(hub, min_rows=5)
+    for number in range(4):
+        hub.apply(hub.batch().insert("item", id=str(number), price="-1"))
+    hub.sql.execute("UPDATE towline.quarantine SET state = 'discarded'")
+    target.close()
+    hub.targets.clear()
+    again = hub.closed_target()
+    again._breaker = target._breaker
+    assert again.acquire(5)
+    again.open()
+    with pytest.raises(QuarantineFlooded):
+        hub.apply(hub.batch().insert("item", id="9", price="-1"))
+
+
 def test_what_is_not_a_row_error(binary: Hub) -> None:
     """A column that is gone is nothing that rows can be set aside for."""
     hub = binary

@@ -6,6 +6,9 @@ is one, is older than the source's was at that change. Of such a row nothing may
 change left out, nor that the change has been applied. A later change of the key that succeeds overtakes what was
 set aside; one that fails is set aside behind it.
 
+Of a row that changes again and again `_PER_KEY` changes are kept open: the first ones and the last one. What lies
+between says nothing that the last one does not, since that takes from the source what it lacks.
+
 The keys are read when the first transaction begins, and kept with the transactions. The command line may resolve
 entries meanwhile: then a key that is known here is not behind any more, and all that costs is a row read again.
 """
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 import psycopg
 
-from towline.breaker import Breaker
+from towline.breaker import WINDOW, Breaker
 from towline.change import DELETE, INSERT, UPDATE, Relation, RowSet
 from towline.errors import KeyUnreadable, QuarantineFlooded, QuarantineFull, RowRefused
 from towline.position import format_lsn
@@ -30,7 +33,10 @@ from towline.target.postgres.gaps import names
 from towline.target.postgres.savepoints import Savepoints
 from towline.target.postgres.source_text import SourceText, Text, Unreadable, as_json, framed_keys
 from towline_transforms.identifier import quote
-from towline_transforms.route import MASK, Route
+from towline_transforms.route import MASK, OnError, Route
+
+#: Open entries of one row, at most.
+_PER_KEY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +85,11 @@ class Quarantine:
 
     # ---- transactions ----------------------------------------------------------------------------------------
 
-    def load(self, connection: psycopg.Connection[Any]) -> None:
-        """Read which keys are behind, once. The connection has nothing under way."""
+    def load(self, connection: psycopg.Connection[Any], epoch: int) -> None:
+        """Read which keys are behind, once, and what the breaker does not remember of the time before that epoch.
+
+        The connection has nothing under way.
+        """
         if self._loaded:
             return
         found: dict[str, list[str]] = {}
@@ -91,10 +100,17 @@ class Quarantine:
             if each.name in found and relation is not None:
                 self._keys[each.name] = framed_keys(connection, relation, found[each.name])
         self.opened = dict(connection.execute(self._statements.opened.replace("$1", "%s").encode(), (self._pipeline,)))
+        if not self._breaker.remembers(epoch):
+            watched = [route.name for route in self._routes if route.on_error is OnError.QUARANTINE]
+            for name, seen, rows in connection.execute(
+                self._statements.recent.encode(), {"pipeline": self._pipeline, "routes": watched, "window": WINDOW}
+            ):
+                self._breaker.recall(name, seen=seen, rows=rows)
         self._loaded = True
 
     def begin(self) -> None:
         """A transaction begins."""
+        self._breaker.begin()
         self._undo.clear()
         self._added.clear()
         self._changed = False
@@ -154,14 +170,11 @@ class Quarantine:
         ``counts``: the route's rows in this transaction before it, those that are sure to come among the seen. Raises
         KeyUnreadable, and what the breaker raises, which names what this row violates.
         """
-        added = self._added.get(route.name, 0) + 1
-        opened = self.opened.get(route.name, 0) + added
-        try:
-            self._breaker.check(route.name, seen=counts.seen, quarantined=counts.quarantined + 1, opened=opened)
-        except (QuarantineFlooded, QuarantineFull) as error:
-            error.detail = f"{error.detail}; the last one: {refused.detail}"
-            raise
         relation = rowset.relation
+        framed = rowset.rows.take(np.array([place])).keys(relation.key)[0]
+        known = self._keys.setdefault(route.name, {})
+        if framed not in known:
+            self._look(route, framed, refused, counts)
         texts = dict(
             zip(
                 (column.name for column in relation.columns),
@@ -172,6 +185,8 @@ class Quarantine:
         key = _key(route, relation, texts, refused)
         gaps = names(rowset, rowset.missing.get(place, 0) | rowset.unknown.get(place, 0))
         kept = _Kept.of(route, {} if rowset.ops[place] == DELETE else texts, gaps)
+        if framed in known:
+            self._executor.run(self._statements.relieve, (self._pipeline, route.name, key, _PER_KEY - 1))
         self._executor.run(
             self._statements.insert,
             (
@@ -180,12 +195,20 @@ class Quarantine:
                 *(kept.row, kept.not_sent, kept.masked, kept.unreadable, refused.sqlstate, refused.detail),
             ),
         )
-        framed = rowset.rows.take(np.array([place])).keys(relation.key)[0]
-        known = self._keys.setdefault(route.name, {})
         self._undo.append((route.name, framed, known.get(framed)))
         known[framed] = key
-        self._added[route.name] = added
         self._changed = True
+
+    def _look(self, route: Route, key: bytes, refused: RowRefused, counts: Counts) -> None:
+        """Have the breaker look at a row of which nothing was set aside before."""
+        added = self._added.get(route.name, 0) + 1
+        opened = self.opened.get(route.name, 0) + added
+        try:
+            self._breaker.refused(route.name, key, seen=counts.seen, opened=opened)
+        except (QuarantineFlooded, QuarantineFull) as error:
+            error.detail = f"{error.detail}; the last one: {refused.detail}"
+            raise
+        self._added[route.name] = added
 
 
 _OPERATIONS = {INSERT: "insert", UPDATE: "update", DELETE: "delete"}
@@ -242,7 +265,26 @@ class _Statements:
         table = f"{quote(schema)}.quarantine"
         self.behind = f"SELECT DISTINCT route, key FROM {table} WHERE pipeline = %s AND behind"
         self.opened = (
-            f"SELECT route, pg_catalog.count(*) FROM {table} WHERE pipeline = $1 AND state = 'open' GROUP BY route"
+            f"SELECT route, pg_catalog.count(DISTINCT key) FROM {table} WHERE pipeline = $1 AND state = 'open' "
+            "GROUP BY route"
+        )
+        # Of the last hours of each route that have that many changes: how many, and how many rows of them are open.
+        self.recent = (
+            "SELECT r.route, w.seen::bigint, (SELECT pg_catalog.count(DISTINCT q.key) "
+            f"FROM {table} AS q WHERE q.pipeline = %(pipeline)s AND q.route = r.route AND q.state = 'open' "
+            "AND q.created_at >= w.since) FROM pg_catalog.unnest(%(routes)s::text[]) AS r (route), LATERAL ("
+            "SELECT pg_catalog.min(u.hour) AS since, pg_catalog.sum(u.seen) AS seen FROM ("
+            "SELECT h.hour, h.seen, pg_catalog.sum(h.seen) OVER (ORDER BY h.hour DESC) AS upto FROM ("
+            f"SELECT l.hour, l.seen FROM {quote(schema)}.ledger AS l "
+            "WHERE l.pipeline = %(pipeline)s AND l.route = r.route ORDER BY l.hour DESC LIMIT 168) AS h) AS u "
+            "WHERE u.upto - u.seen < %(window)s) AS w WHERE w.seen > 0"
+        )
+        self.relieve = (
+            f"UPDATE {table} AS q SET behind = false, state = 'superseded', resolved_at = pg_catalog.now(), "
+            "reason = 'the row has changed too often for all its changes to be kept open' WHERE q.id = ("
+            f"SELECT o.id FROM {table} AS o WHERE o.pipeline = $1 AND o.route = $2 AND o.behind AND o.key = $3 "
+            "AND pg_catalog.hashtextextended(o.key, 0) = pg_catalog.hashtextextended($3, 0) AND o.state = 'open' "
+            "ORDER BY o.id OFFSET $4::int LIMIT 1)"
         )
         self.insert = (
             f"INSERT INTO {table} (pipeline, route, key, position, ordinal, commit_time, xid, operation, "

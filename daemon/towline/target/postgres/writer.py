@@ -26,7 +26,7 @@ from typing import Any
 
 import psycopg
 
-from towline.breaker import Breaker, Limits
+from towline.breaker import Breaker
 from towline.change import Piece, Relation
 from towline.errors import Fenced, NotSetUp, RowRefused, TargetUnavailable, TowlineError, TransactionRefused
 from towline.key_sum import NO_KEYS
@@ -79,8 +79,8 @@ class PostgresTarget:
     """Implements `towline.target.Target`. Nothing is connected before `acquire`.
 
     ``schema`` holds the control tables. ``path`` and ``direct`` are for tests, see `Applier`. ``predecessor``: the
-    ``session`` of this daemon's last connection, which is ended if the server still has it. ``limits``: of the
-    quarantine.
+    ``session`` of this daemon's last connection, which is ended if the server still has it. ``breaker``: of the
+    quarantine, which may remember what was before this target.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class PostgresTarget:
         path: Path | None = None,
         direct: bool = True,
         predecessor: Session | None = None,
-        limits: Limits | None = None,
+        breaker: Breaker | None = None,
     ) -> None:
         self._predecessor = predecessor
         self.session: Session | None = None
@@ -112,7 +112,7 @@ class PostgresTarget:
         self._began = 0.0
         self._open = False  # a transaction
         self._loaded: list[RouteState] = []  # in it
-        self._breaker = Breaker(limits)
+        self._breaker = breaker or Breaker()
         self._counted = 0.0
         self._closing = threading.Event()
         self._calling: int | None = None
@@ -151,7 +151,7 @@ class PostgresTarget:
                 raise NotSetUp(f"the target has no checkpoint of pipeline {self._pipeline}")
             self._epoch, self._position = checkpoint.epoch, checkpoint.position
             if (quarantine := self._applying().quarantine) is not None:
-                quarantine.load(connection)
+                quarantine.load(connection, self._epoch)
             self._sums = self._read_sums(connection)
             return checkpoint
 
@@ -198,7 +198,7 @@ class PostgresTarget:
 
     @property
     def quarantined(self) -> Mapping[str, int]:
-        """Rows by route that are in the quarantine and open, as of `open` or the last commit."""
+        """Rows (not their changes) by route that are in the quarantine and open, as of `open` or the last commit."""
         quarantine = self._applying().quarantine
         return quarantine.opened if quarantine is not None else {}
 
@@ -374,7 +374,7 @@ class PostgresTarget:
             raise TowlineError("a transaction was begun inside another one")
         applier, executor = self._applying(), self._executing()
         if applier.quarantine is not None:
-            applier.quarantine.load(self._connected())
+            applier.quarantine.load(self._connected(), self._epoch)
         self._began = time.monotonic()
         self._loaded = []
         self._open = True

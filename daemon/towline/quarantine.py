@@ -2,9 +2,10 @@
 
 **Retry.** Entries are tried in the order in which they came, each with every constraint checked at once, in one
 transaction that holds the pipeline's checkpoint: the daemon takes its turn before or after it. What fails is tried
-again until nothing more succeeds, since one may refer to another. An entry that succeeds supersedes those of its key
-that came before it; a later one that is still open stays, and is newer. So nothing older ever takes the place of
-something newer.
+again until nothing more succeeds, since one may refer to another; then what still may succeed is tried together, since
+rows may refer to each other in a circle: all of it, and then what came in one source transaction. An entry that
+succeeds supersedes those of its key that came before it; a later one that is still open stays, and is newer. So nothing
+older ever takes the place of something newer.
 
 What an entry does not hold (columns that were not sent, or are sensitive, or that this server could not read) is read
 again from the source, by key. A row that is no longer there cannot be completed: it stays until its delete comes, or is
@@ -14,14 +15,14 @@ discarded.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psycopg
 
-from towline.change import DELETE, INSERT, UPDATE, Chunk, Format, Piece, Relation, RowSet, Transaction, Visibility
+from towline.change import DELETE, INSERT, UPDATE, Chunk, Format, Piece, Relation, RowSet, Transaction
 from towline.config import PipelineConfig
 from towline.errors import RowRefused
 from towline.frame import Frame
@@ -32,6 +33,8 @@ from towline.table_name import ALL_TABLES
 from towline.target.postgres import control
 from towline.target.postgres.apply import Applier
 from towline.target.postgres.entries import Entries, Entry
+from towline.target.postgres.refusals import MAY_PASS
+from towline.target.postgres.stamps import SNAPSHOT
 from towline_transforms.route import Route
 
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
 _GONE = "the row is no longer at the source, which has what the entry lacks"
 _UNROUTED = "the pipeline has no such route any more"
+#: In place of an SQLSTATE: no server has refused it.
+_NEVER = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,59 +156,95 @@ class _Retry:
         )
         self._applier.begin()
         self._settled = False
+        self._waiting: dict[int, Entry] = {}
+        self._refused: dict[int, RowRefused] = {}
+        self._outcomes: dict[int, Outcome] = {}
 
     def run(self, chosen: Sequence[Entry]) -> list[Outcome]:
         """Try them, until nothing more succeeds."""
-        outcomes: dict[int, Outcome] = {}
-        waiting = list(chosen)
-        refusals: dict[int, RowRefused] = {}
-        progress = True
-        while waiting and progress:
-            progress = False
-            for entry in list(waiting):
-                if entry.id in outcomes:
-                    continue
-                refused, reread = self._attempt(entry)
-                if refused is not None:
-                    refusals[entry.id] = refused
-                    continue
-                progress = True
-                self._entries.retried(entry, self._by)
-                outcomes[entry.id] = Outcome(entry, "retried", reread=reread)
-                for other in waiting:
-                    same = (other.route, other.key) == (entry.route, entry.key)
-                    if same and other.id < entry.id and other.id not in outcomes:
-                        outcomes[other.id] = Outcome(other, "superseded", f"by entry {entry.id}")
-            waiting = [entry for entry in waiting if entry.id not in outcomes]
-        for entry in waiting:
-            self._entries.failed(entry, refusals[entry.id])
-            outcomes[entry.id] = Outcome(entry, "open", refusals[entry.id].detail)
-        return [outcomes[entry.id] for entry in chosen]
+        self._waiting = {entry.id: entry for entry in chosen}
+        while self._waiting and (self._one_by_one() or self._together()):
+            pass
+        for entry in self._waiting.values():
+            refused = self._refused[entry.id]
+            refused.sqlstate = refused.sqlstate or entry.sqlstate
+            self._entries.failed(entry, refused)
+            self._outcomes[entry.id] = Outcome(entry, "open", refused.detail)
+        return [self._outcomes[entry.id] for entry in chosen]
 
-    def _attempt(self, entry: Entry) -> tuple[RowRefused | None, bool]:
-        """Apply an entry; what refuses it, and whether values were read from the source."""
+    def _one_by_one(self) -> bool:
+        """Try each that waits by itself. Returns whether one succeeded."""
+        progress = False
+        for entry in list(self._waiting.values()):
+            if entry.id not in self._waiting:
+                continue  # superseded
+            try:
+                change = self._change(entry)
+            except RowRefused as refused:
+                self._refused[entry.id] = refused
+                continue
+            if (failed := self._attempt([change])) is not None:
+                self._refused[entry.id] = failed
+                continue
+            self._succeeded([change])
+            progress = True
+        return progress
+
+    def _together(self) -> bool:
+        """Try those together that may put each other right. Returns whether some succeeded."""
+        changes = []
+        for entry in self._waiting.values():
+            if self._refused[entry.id].sqlstate.startswith(MAY_PASS):
+                with suppress(RowRefused):
+                    changes.append(self._change(entry))
+        groups = [changes]
+        for position in sorted({change.entry.position for change in changes}):
+            groups.append([change for change in changes if change.entry.position == position])
+        for group in groups[:1] if len(groups) == 2 else groups:
+            if len(group) > 1 and self._attempt(group) is None:
+                self._succeeded(group)
+                return True
+        return False
+
+    def _succeeded(self, group: Sequence[_Change]) -> None:
+        """A group of changes was applied, in order: of each key, the last one counts."""
+        for change in reversed(group):
+            entry = change.entry
+            if entry.id not in self._waiting:
+                continue
+            self._entries.retried(entry, self._by)
+            del self._waiting[entry.id]
+            self._outcomes[entry.id] = Outcome(entry, "retried", reread=change.present is not None)
+            for other in list(self._waiting.values()):
+                if (other.route, other.key) == (entry.route, entry.key) and other.id < entry.id:
+                    del self._waiting[other.id]
+                    self._outcomes[other.id] = Outcome(other, "superseded", f"by entry {entry.id}")
+
+    def _change(self, entry: Entry) -> _Change:
+        """What an entry is about. Raises RowRefused when it cannot be completed."""
         route = self._routes.get(entry.route)
         if route is None or tuple(entry.key) != route.source.identity:
-            return RowRefused(_UNROUTED, sqlstate=entry.sqlstate), False
+            raise RowRefused(_UNROUTED, sqlstate=_NEVER)
         relation = self._relations[route.source.name]
         rowset, gaps = _rowset(entry, route, relation)
-        present: Chunk | None = None
-        if gaps:
-            present = self._read(relation, rowset)
-            if not len(present.rows):
-                return RowRefused(_GONE, sqlstate=entry.sqlstate), True
+        present = self._read(relation, rowset) if gaps else None
+        if present is not None and not len(present.rows):
+            raise RowRefused(_GONE, sqlstate=_NEVER)
+        return _Change(entry, rowset, present)
+
+    def _attempt(self, changes: Sequence[_Change]) -> RowRefused | None:
+        """Apply changes as if they had come in one piece; what refuses them."""
 
         def reread(relation: Relation, keys: Frame) -> Chunk:
-            assert present is not None
-            return present
+            chunks = [c.present for c in changes if c.present is not None and c.rowset.relation is relation]
+            rows = Frame.concat([chunk.rows for chunk in chunks], len(relation.columns))
+            places = {key: place for place, key in enumerate(rows.keys(relation.key))}
+            wanted = [places[key] for key in keys.keys(range(keys.width))]
+            return replace(chunks[0], rows=rows.take(np.array(wanted, dtype=np.int64)))
 
-        time = entry.commit_time or entry.created_at
-        chunk = None
-        if entry.operation == "snapshot":
-            chunk = Chunk(relation, rowset.rows, None, Visibility(0, 0), entry.position, time)
-        transaction = Transaction(entry.xid or 0, entry.position, time, 0)
-        piece = Piece((rowset,), () if chunk is not None else (transaction,), None)
-        return self._applier.attempt(piece, {route.name}, reread, chunk), bool(gaps)
+        routes = {change.entry.route for change in changes}
+        pieces = {route: _piece([change for change in changes if change.entry.route == route]) for route in routes}
+        return self._applier.attempt(pieces, reread)
 
     def _read(self, relation: Relation, rowset: RowSet) -> Chunk:
         """The present row of the source; not older than what the daemon has applied."""
@@ -211,6 +252,33 @@ class _Retry:
             settle(self._tables)
             self._settled = True
         return self._tables.fetch(relation, rowset.rows.project(relation.key))
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """An entry as the one change that it is. ``present``: the row at the source, where the entry lacks columns."""
+
+    entry: Entry
+    rowset: RowSet
+    present: Chunk | None
+
+
+def _piece(changes: Sequence[_Change]) -> Piece:
+    """The changes of a route as one piece, each of a transaction of its own."""
+    relation = changes[0].rowset.relation
+    rowset = RowSet(
+        relation,
+        Frame.concat([change.rowset.rows for change in changes], len(relation.columns)),
+        np.concatenate([change.rowset.ops for change in changes]),
+        np.arange(len(changes), dtype=np.int64),
+        {},
+        {place: change.rowset.unknown[0] for place, change in enumerate(changes) if change.rowset.unknown},
+    )
+    transactions = tuple(
+        Transaction(entry.xid or SNAPSHOT, entry.position, entry.commit_time or entry.created_at, place)
+        for place, entry in enumerate(change.entry for change in changes)
+    )
+    return Piece((rowset,), transactions, transactions[-1].lsn)
 
 
 def _rowset(entry: Entry, route: Route, relation: Relation) -> tuple[RowSet, frozenset[str]]:

@@ -229,3 +229,54 @@ def test_sensitive_columns_are_shown_nowhere(line: Line) -> None:
     line.at_hub("DELETE FROM hub.item")
     report = line.verify()
     assert report.differing == 1 and report.routes[0].samples[0].key == ("***",)
+
+
+CIRCLES = """
+CREATE SCHEMA hub;
+CREATE TABLE hub.item (id int PRIMARY KEY, other int REFERENCES hub.item {0},
+    v text CONSTRAINT good CHECK (v <> 'bad'), op text);
+CREATE TABLE hub.head (id int PRIMARY KEY, part int, v text CONSTRAINT good CHECK (v <> 'bad'));
+CREATE TABLE hub.part (id int PRIMARY KEY, head int REFERENCES hub.head DEFERRABLE);
+ALTER TABLE hub.head ADD FOREIGN KEY (part) REFERENCES hub.part DEFERRABLE;
+"""
+
+
+@pytest.mark.parametrize("deferrable", ["", "DEFERRABLE INITIALLY DEFERRED"])
+def test_rows_that_refer_to_each_other_in_a_circle(
+    pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path, deferrable: str
+) -> None:
+    """They are retried together, once the bad one among them is put right; and beside others that are still bad."""
+    routes = """
+  - {name: item, from: public.item, into: hub.item, on_error: quarantine,
+     select: "SELECT id, other, v, _op AS op FROM item"}
+  - {from: public.head, into: hub.head, on_error: quarantine}
+  - {from: public.part, into: hub.part, on_error: quarantine}
+"""
+    line = Line.make(tmp_path, new_database(pg18), new_database(hub18), routes)
+    line.at_source(
+        "CREATE TABLE item (id int PRIMARY KEY, other int, v text); CREATE TABLE part (id int PRIMARY KEY, head int);"
+        "CREATE TABLE head (id int PRIMARY KEY, part int, v text); INSERT INTO item VALUES (8, 9, 'bad'), (9, 8, 'ok')"
+    )
+    line.at_hub(CIRCLES.format(deferrable))
+    line.apply()
+    line.run()
+    line.at_source("INSERT INTO item VALUES (1, 2, 'bad'), (2, 3, 'ok'), (3, 1, 'ok')")
+    line.at_source("INSERT INTO head VALUES (1, 11, 'bad'); INSERT INTO part VALUES (11, 1)")
+    line.at_source("INSERT INTO item VALUES (5, 404, 'ok'), (6, 6, 'ok')")
+    line.run()
+    assert len(entries(line)) == 8
+    assert "8 still refused" in towline(line, "retry", "--all", code=3).stdout
+    line.at_hub("ALTER TABLE hub.item DROP CONSTRAINT good")
+    said = towline(line, "retry", "--all", code=3).stdout
+    assert "5 retried, 3 still refused" in said
+    line.at_hub("ALTER TABLE hub.head DROP CONSTRAINT good")
+    assert "2 retried, 1 still refused" in towline(line, "retry", "--all", code=3).stdout
+    assert line.at_hub("SELECT id, other, op FROM hub.item ORDER BY id") == [
+        (1, 2, "insert"),
+        (2, 3, "insert"),
+        (3, 1, "insert"),
+        (6, 6, "insert"),
+        (8, 9, "snapshot"),
+        (9, 8, "snapshot"),
+    ]
+    assert line.at_hub("SELECT h.id, p.id FROM hub.head h JOIN hub.part p ON p.id = h.part") == [(1, 11)]

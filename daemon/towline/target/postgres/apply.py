@@ -8,7 +8,7 @@ is replayed in source order, and what fails even alone is the row that the targe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
@@ -193,17 +193,19 @@ class Applier:
             job = Job(Stamps(chunk, self._pipeline), {route.name}, _nothing_to_read, None, chunk=chunk)
             self._whole_or_halves(Piece((rowset,), (), None), job)
 
-    def attempt(
-        self, piece: Piece, active: AbstractSet[str], reread: Reread, chunk: Chunk | None = None
-    ) -> RowRefused | None:
-        """Apply a piece, with every constraint checked after it; if the target refuses some of it, all is as before.
+    def attempt(self, pieces: Mapping[str, Piece], reread: Reread) -> RowRefused | None:
+        """Apply a piece for each of some routes, and check every constraint after them; if the target refuses some of
+        it, all is as before.
 
-        ``chunk``: that the rows are of. For who tries rows one by one, without a quarantine of its own.
+        For who tries rows apart from the stream, without a quarantine of its own.
         """
-        job = Job(Stamps(chunk or piece, self._pipeline), active, reread, None, chunk=chunk)
+        parts = [
+            (piece, Job(Stamps(piece, self._pipeline), {route}, reread, None))
+            for route, piece in sorted(pieces.items(), key=lambda each: self._rank[each[0]])
+        ]
         self._refusals.checking = True
         try:
-            return self._refusals.attempt(piece, job)
+            return self._refusals.attempt_all(parts)
         finally:
             self._refusals.checking = False
 

@@ -8,7 +8,7 @@ order. A change that fails even alone is tried for each of its routes by itself.
 later for that key overtakes it, and takes no values from the target's row.
 
 **Waiting.** Inside a source transaction rows may refer to later ones, or have a value that a later change frees: a
-change that fails for such a reason (`_MAY_PASS`) waits for the end of its transaction, in whatever piece that comes
+change that fails for such a reason (`MAY_PASS`) waits for the end of its transaction, in whatever piece that comes
 (see `waiting`), and is tried again there, until nothing more succeeds.
 
 **Tables that are copied again.** A unique value may still be with a row that is out of date: before a change is
@@ -40,7 +40,7 @@ from towline_transforms.route import OnDelete, OnError, Route
 from towline_transforms.schema import TableName
 
 #: What other changes of the same transaction may put right: foreign keys, unique and exclusion constraints, triggers.
-_MAY_PASS = ("23503", "23505", "23P01", "P0")
+MAY_PASS = ("23503", "23505", "23P01", "P0")
 _UNIQUE_VIOLATION = "23505"
 
 
@@ -114,20 +114,25 @@ class Refusals:
 
     def attempt(self, piece: Piece, job: Job) -> RowRefused | None:
         """Apply a piece; if the target refuses some of it, everything is as before."""
+        return self.attempt_all([(piece, job)])
+
+    def attempt_all(self, parts: Sequence[tuple[Piece, Job]]) -> RowRefused | None:
+        """Apply pieces one after the other; if the target refuses some of it, everything is as before."""
         tallies: list[Tally] = []
-        guarded = self._guarded(piece, job.active)
+        guarded = [(self._guarded(piece, job.active), job) for piece, job in parts]
 
         def queue() -> None:
-            tallies.append(self._attempts.queue(guarded, job))
+            tallies.extend(self._attempts.queue(piece, job) for piece, job in guarded)
             if self.checking:
                 self._executor.run("SET CONSTRAINTS ALL IMMEDIATE")
                 self._executor.run("SET CONSTRAINTS ALL DEFERRED")
 
         refused = self._savepoints.attempt("towline_piece", queue)
         if refused is None:
-            for name, counts in tallies[0].counts().items():
-                self._counts(name).add(counts)
-            self._overtaken(piece, job)
+            for (piece, job), tally in zip(parts, tallies, strict=True):
+                for name, counts in tally.counts().items():
+                    self._counts(name).add(counts)
+                self._overtaken(piece, job)
         return refused
 
     def halves(self, piece: Piece, job: Job, orders: Ints, refused: RowRefused) -> None:
@@ -184,7 +189,7 @@ class Refusals:
         """One row was refused by one route: it waits, or is set aside."""
         rowset = piece.rowsets[0]
         key = rowset.rows.keys(rowset.relation.key)[0]
-        if not refused.sqlstate.startswith(_MAY_PASS) and (route.name, key) not in self._waiting:
+        if not refused.sqlstate.startswith(MAY_PASS) and (route.name, key) not in self._waiting:
             self._final(piece, job, route, refused)
             return
         self._waiting.add(OneWaiting((job.number, int(rowset.order[0]), place), route, key, piece, job, refused))

@@ -15,6 +15,9 @@ from towline.change import INSERT, Chunk, Format, Ints, Piece, RowSet
 from towline.frame import Frame, frame_value
 from towline.position import format_lsn
 
+#: The xid of what stands for a row of a snapshot in a piece. No transaction has it.
+SNAPSHOT = 0
+
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -80,7 +83,9 @@ class Stamps:
         suffixes = {}
         for mark in set(marks):
             transaction, insert = transactions[mark[0]], mark[1]
-            stamp = Stamp(transaction.commit_time, transaction.lsn, transaction.xid, "insert" if insert else "update")
+            xid = None if transaction.xid == SNAPSHOT else transaction.xid
+            op = "snapshot" if xid is None else "insert" if insert else "update"
+            stamp = Stamp(transaction.commit_time, transaction.lsn, xid, op)
             suffixes[mark] = self._suffix(stamp, names, form)
         return _extend(frame, [suffixes[mark] for mark in marks], len(names))
 

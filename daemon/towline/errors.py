@@ -453,6 +453,9 @@ class RowRefused(TowlineError):
     code = "TL-403"
     remedy = "Correct the row at the source, the constraint at the target, or the route's SELECT; then start again."
 
+    #: What the server says, which may quote values: for the quarantine, which holds the row itself, and nothing else.
+    said = ""
+
 
 class Fenced(TowlineError):
     """Another daemon has taken over this pipeline; this one may no longer write."""

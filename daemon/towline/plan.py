@@ -26,6 +26,7 @@ from towline.source.postgres.timelines import identify
 from towline.target import Checkpoint
 from towline.target.postgres import control, source_tables
 from towline.target.postgres import setup as target_setup
+from towline.target.postgres.entries import Entries
 from towline.target.postgres.probe import probe
 from towline_transforms.check import check_routes, tables_needed
 from towline_transforms.problems import Problem, RouteError
@@ -181,6 +182,7 @@ def apply(prepared: Prepared, report: Callable[[Step], None]) -> None:
     target_setup.execute(prepared.target, last)
     if checkpoint is not None:
         with session.translating("target"):
+            _mask(prepared)
             source_tables.revise(prepared.target, config.target.schema_name, config.pipeline)
         return
     with _tables(config) as tables:
@@ -205,6 +207,17 @@ def apply_source(prepared: Prepared, report: Callable[[Step], None]) -> None:
     for step in _source_steps(prepared):
         report(step)
         source_setup.execute(prepared.source, [step])
+
+
+def _mask(prepared: Prepared) -> None:
+    """Take what is sensitive now out of the quarantine."""
+    config = prepared.config
+    with prepared.target.transaction():
+        entries = Entries(prepared.target, schema=config.target.schema_name, pipeline=config.pipeline)
+        entries.hold()
+        for route in prepared.routes:
+            if route.sensitive:
+                entries.mask(route.name, route.sensitive)
 
 
 @contextmanager

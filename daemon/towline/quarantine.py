@@ -33,6 +33,7 @@ from towline.table_name import ALL_TABLES
 from towline.target.postgres import control
 from towline.target.postgres.apply import Applier
 from towline.target.postgres.entries import Entries, Entry
+from towline.target.postgres.quarantine import message
 from towline.target.postgres.refusals import MAY_PASS
 from towline.target.postgres.stamps import SNAPSHOT
 from towline_transforms.route import Route
@@ -167,9 +168,10 @@ class _Retry:
             pass
         for entry in self._waiting.values():
             refused = self._refused[entry.id]
-            refused.sqlstate = refused.sqlstate or entry.sqlstate
-            self._entries.failed(entry, refused)
-            self._outcomes[entry.id] = Outcome(entry, "open", refused.detail)
+            route = self._routes.get(entry.route)
+            text = refused.detail if route is None else message(route, refused)
+            self._entries.failed(entry, refused.sqlstate or entry.sqlstate, text)
+            self._outcomes[entry.id] = Outcome(entry, "open", text)
         return [self._outcomes[entry.id] for entry in chosen]
 
     def _one_by_one(self) -> bool:

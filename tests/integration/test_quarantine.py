@@ -218,6 +218,31 @@ def test_a_target_in_another_encoding(
     assert [row[:2] for row in items(line)] == [(1, "ü"), (2, "L")]
 
 
+def test_columns_that_are_sensitive_later(line: Line) -> None:
+    """What was set aside before is not shown from then on, nor kept from `apply` on; a retry reads it anew."""
+    line.at_source("INSERT INTO part VALUES (1, 404, '2031-01-01 00:00+00'), (2, 404, NULL)")
+    line.at_hub("ALTER TABLE hub.part ALTER at TYPE text; ALTER TABLE hub.part ADD CHECK (at::int > 0)")
+    text = line.path.read_text("utf-8").replace("into: hub.part,", "into: hub.part, select: 'SELECT * FROM part',")
+    line.path.write_text(text.replace("SELECT * FROM part", "SELECT id, item, at::text AS at FROM part"), "utf-8")
+    line.run()
+    (quoting, other) = entries(line, "--route", "public.part")
+    assert 'for type integer: "2031' in quoting["message"] and "2031" in towline(line, "list").stdout
+    assert "violates foreign key" in other["message"]
+    number = str(quoting["id"])
+    towline(line, "edit", number, "--set", "at=2032")
+    line.path.write_text(line.path.read_text("utf-8").replace("into: hub.part,", "into: hub.part, sensitive: [at],"))
+    for verb in (["list"], ["list", "--json"], ["show", number], ["show", number, "--json"]):
+        said = towline(line, *verb).stdout
+        assert "22P02" in said and "2031" not in said and "2032" not in said
+    line.apply()
+    kept = line.at_hub('SELECT "row"::text, masked, edits::text, message FROM towline.quarantine ORDER BY id')
+    assert "2031" not in str(kept) and "2032" not in str(kept)
+    assert [row[1] for row in kept] == [["at"], ["at"]]
+    line.at_hub("ALTER TABLE hub.part DROP CONSTRAINT part_at_check, DROP CONSTRAINT part_item_fkey")
+    assert "2 retried" in towline(line, "retry", "--all").stdout
+    assert line.at_hub("SELECT id, left(at, 4) FROM hub.part ORDER BY id") == [(1, "2031"), (2, None)]
+
+
 def test_sensitive_columns_are_shown_nowhere(line: Line) -> None:
     """Neither in a preview nor in the keys of rows that differ."""
     line.at_source("INSERT INTO item VALUES (1, 'a', 1, NULL, 'DE-secret', true)")

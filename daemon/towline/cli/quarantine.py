@@ -39,10 +39,10 @@ def list_(pipeline_file: Path, route: str | None, state: str, limit: int, as_jso
     """List entries, oldest first."""
     loaded = config.load(pipeline_file)
     with acting.entries(loaded) as entries:
-        found = entries.find(route=route, state=None if state == "all" else state, limit=limit)
+        held = entries.find(route=route, state=None if state == "all" else state, limit=limit)
+    found = [entry.masking(acting.sensitive(loaded, entry.route)) for entry in held]
     if as_json:
-        shown = [entry.masking(acting.sensitive(loaded, entry.route)).as_dict() for entry in found]
-        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        click.echo(json.dumps([entry.as_dict() for entry in found], indent=2, ensure_ascii=False))
         return
     if found:
         rows = [

@@ -7,7 +7,8 @@ any server and whatever the role's or the database's own settings are (`TEXT_SET
 * what the target commits is durable: ``synchronous_commit`` is never ``off``.
 
 Errors are translated here and nowhere else: from an SQLSTATE to a coded error of `towline.errors`. The
-server's DETAIL is never used, since it holds values of rows, and its message only where that cannot hold any.
+server's DETAIL is never used, since it holds values of rows, and its message only where that cannot hold any; else it
+is kept apart (`RowRefused.said`), for the quarantine.
 """
 
 from __future__ import annotations
@@ -254,7 +255,10 @@ def translate(error: psycopg.Error, side: Side) -> errors.TowlineError:
     if sqlstate is None:
         return _client_error(error, side)
     kind = _kind(error, sqlstate, side)
-    return kind(_detail(error, sqlstate), sqlstate=sqlstate)
+    translated = kind(_detail(error, sqlstate), sqlstate=sqlstate)
+    if isinstance(translated, errors.RowRefused) and not sqlstate.startswith(_SAFE_MESSAGES):
+        translated.said = error.diag.message_primary or ""
+    return translated
 
 
 def _client_error(error: psycopg.Error, side: Side) -> errors.TowlineError:

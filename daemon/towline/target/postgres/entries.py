@@ -17,8 +17,9 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from towline.errors import EditRefused, EntryClosed, EntryUnknown, NotSetUp, RowRefused
+from towline.errors import EditRefused, EntryClosed, EntryUnknown, NotSetUp
 from towline.position import format_lsn, parse_lsn
+from towline.postgres.session import condition
 from towline_transforms.route import MASK
 
 #: The states that an entry can be in.
@@ -52,6 +53,10 @@ UPDATE {table} SET sqlstate = %s, message = %s, attempts = attempts + 1 WHERE pi
 _DISCARD: LiteralString = """
 UPDATE {table} SET state = 'discarded', resolved_at = now(), resolved_by = %s, reason = %s
 WHERE pipeline = %s AND id = ANY (%s) AND state = 'open'
+"""
+
+_MASK: LiteralString = """
+UPDATE {table} SET "row" = %s::json, masked = %s, edits = %s::json, message = %s WHERE pipeline = %s AND id = %s
 """
 
 _EDIT: LiteralString = """
@@ -91,13 +96,17 @@ class Entry:
     reason: str | None
 
     def masking(self, sensitive: Collection[str]) -> Entry:
-        """The entry without the values of these columns, which may have become sensitive later."""
+        """The entry without the values of these columns, which may have become sensitive later; then the message is
+        cut down, too, as it may quote them.
+        """
         row = self.row and {name: MASK if name in sensitive else value for name, value in self.row.items()}
         edits = (
             {**edit, "old": MASK, "new": MASK} if edit["column"] in sensitive else dict(edit) for edit in self.edits
         )
         values = {name: getattr(self, name) for name in self.__slots__}
-        return Entry(**{**values, "row": row, "edits": tuple(edits)})
+        later = any(name in (self.row or {}) and name not in self.masked for name in sensitive)
+        message = condition(self.sqlstate) if later else self.message
+        return Entry(**{**values, "row": row, "edits": tuple(edits), "message": message})
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -165,9 +174,21 @@ class Entries:
         values = {"id": entry.id, "by": by, "pipeline": self._pipeline, "route": entry.route}
         self._run(_RETRIED, {**values, "key": json.dumps(entry.key)})
 
-    def failed(self, entry: Entry, refused: RowRefused) -> None:
+    def failed(self, entry: Entry, sqlstate: str, message: str) -> None:
         """The entry was tried, and refused."""
-        self._run(_FAILED, (refused.sqlstate, refused.detail, self._pipeline, entry.id))
+        self._run(_FAILED, (sqlstate, message, self._pipeline, entry.id))
+
+    def mask(self, route: str, sensitive: Collection[str]) -> None:
+        """Take the values of these columns, which may have become sensitive since, out of all entries of the route."""
+        which = sql.SQL('route = %(route)s AND "row" IS NOT NULL AND NOT masked @> %(sensitive)s')
+        for entry in self._select(which, sql.SQL(""), route=route, sensitive=sorted(sensitive)):
+            held = {name for name in sensitive if name in (entry.row or {}) and name not in entry.masked}
+            if held or any(edit["column"] in sensitive and edit["new"] != MASK for edit in entry.edits):
+                masked = entry.masking(sensitive)
+                columns = [*entry.masked, *sorted(held)]
+                row = None if masked.row is None else json.dumps(dict(masked.row))
+                edits = json.dumps([dict(edit) for edit in masked.edits])
+                self._run(_MASK, (row, columns, edits, masked.message, self._pipeline, entry.id))
 
     def discard(self, ids: Collection[int], by: str, reason: str) -> None:
         """Give entries up. Raises EntryUnknown, EntryClosed."""

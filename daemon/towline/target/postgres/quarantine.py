@@ -39,6 +39,20 @@ from towline_transforms.route import MASK, OnError, Route
 _PER_KEY = 100
 
 
+#: How much is kept of what a server says (characters): it may quote a value of any size.
+_MESSAGE = 2000
+
+
+def message(route: Route, refused: RowRefused) -> str:
+    """What an entry says it was refused with. The server's own words may quote values, so that they are left out where
+    some of the route's are sensitive.
+    """
+    if not refused.said or route.sensitive:
+        return refused.detail
+    said = refused.said.replace("\ufffd", "?")  # not every database can hold that
+    return f"{refused.detail}: {said if len(said) <= _MESSAGE else said[:_MESSAGE] + '...'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a refused change comes from. ``position``: the start of its commit record, or up to where its chunk is
@@ -192,7 +206,7 @@ class Quarantine:
             (
                 *(self._pipeline, route.name, key, format_lsn(origin.position), origin.ordinal),
                 *(origin.commit_time, origin.xid, "snapshot" if origin.snapshot else _OPERATIONS[rowset.ops[place]]),
-                *(kept.row, kept.not_sent, kept.masked, kept.unreadable, refused.sqlstate, refused.detail),
+                *(kept.row, kept.not_sent, kept.masked, kept.unreadable, refused.sqlstate, message(route, refused)),
             ),
         )
         self._undo.append((route.name, framed, known.get(framed)))

@@ -14,7 +14,15 @@ from tests.support.databases import create_database, drop_database
 from towline.breaker import Limits
 from towline.change import Format, Relation
 from towline.demo.server import Server
-from towline.errors import QuarantineFlooded, QuarantineFull, RowRefused, TargetTableChanged, TransactionRefused
+from towline.errors import (
+    QuarantineFlooded,
+    QuarantineFull,
+    RowRefused,
+    TargetRefused,
+    TargetTableChanged,
+    TowlineError,
+    TransactionRefused,
+)
 from towline.target import ChunkLoad, RouteState
 from towline.target.postgres import waiting
 from towline.target.postgres.writer import PostgresTarget
@@ -531,14 +539,70 @@ def test_a_breaker_outlives_attempts(binary: Hub) -> None:
         hub.apply(hub.batch().insert("item", id="9", price="-1"))
 
 
-def test_what_is_not_a_row_error(binary: Hub) -> None:
-    """A column that is gone is nothing that rows can be set aside for."""
+GUARD = """
+CREATE FUNCTION hub.guard() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$BEGIN {} RETURN NEW; END$$;
+CREATE TRIGGER guard BEFORE INSERT ON hub.item FOR EACH ROW EXECUTE FUNCTION hub.guard()
+"""
+#: By case: what happens to the target, and the error.
+SCHEMA: dict[str, tuple[str, type[TowlineError], str]] = {
+    "column": ("ALTER TABLE hub.item DROP note", TargetTableChanged, "42703"),
+    "table": ("ALTER TABLE hub.item RENAME TO moved", TargetTableChanged, "42P01"),
+    "a rule (0A)": ("CREATE RULE r AS ON UPDATE TO hub.item DO INSTEAD NOTHING", TargetTableChanged, "0A000"),
+    "a trigger's table": (GUARD.format("INSERT INTO hub.audit VALUES (NEW.id);"), TargetTableChanged, "42P01"),
+    "a trigger's privilege": (
+        "CREATE TABLE hub.audit (id int); DROP ROLE IF EXISTS towline_guard; CREATE ROLE towline_guard; "
+        "GRANT ALL ON SCHEMA hub TO towline_guard; "
+        + GUARD.format("INSERT INTO hub.audit VALUES (NEW.id);")
+        + "; ALTER FUNCTION hub.guard() OWNER TO towline_guard",
+        TargetRefused,
+        "42501",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SCHEMA)
+def test_what_is_not_a_row_error(binary: Hub, case: str) -> None:
+    """What every row is refused for is nothing that rows can be set aside for."""
     hub = binary
     hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
     hub.target()
-    hub.sql.execute("ALTER TABLE hub.item DROP note")
-    with pytest.raises(TargetTableChanged):
+    script, error, sqlstate = SCHEMA[case]
+    hub.sql.execute(script.encode())
+    with pytest.raises(error, match=sqlstate):
         hub.apply(hub.batch().insert("item", id="1", code="a", price="1"))
+    hub.targets[0].rollback()
+    assert hub.rows(ENTRIES) == []
+
+
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_what_looks_like_the_schema_and_is_a_row(hub: Hub, rows: int) -> None:
+    """A cast of a value to a name's type says that there is no such table; a function that it has no such feature."""
+    hub.set_up(
+        """
+        CREATE SCHEMA src; CREATE SCHEMA hub;
+        CREATE TABLE src.item (id int PRIMARY KEY, t text, n int);
+        CREATE TABLE hub.item (id int PRIMARY KEY, t regclass, n int);
+        CREATE FUNCTION hub.guard() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+            IF NEW.n = 1 THEN RAISE 'not supported' USING ERRCODE = '0A000'; END IF;
+            IF NEW.n = 2 THEN RAISE 'not for you' USING ERRCODE = '42501'; END IF;
+            RETURN NEW; END$$;
+        CREATE TRIGGER guard BEFORE INSERT ON hub.item FOR EACH ROW EXECUTE FUNCTION hub.guard();
+        """,
+        spec("src.item", "hub.item", "SELECT i.id, i.t::regclass AS t, i.n FROM src.item i", **ASIDE),
+    )
+    batch = hub.batch()
+    for number in range(10, 10 + rows):
+        batch.insert("item", id=str(number), t="hub.item", n="0")
+    batch.insert("item", id="1", t="hub.secret", n="0").insert("item", id="2", t="hub.item", n="1")
+    hub.apply(batch.insert("item", id="3", t="hub.item", n="2"))
+    assert hub.rows(ENTRIES) == [
+        ("1", "insert", "open", "42P01"),
+        ("2", "insert", "open", "0A000"),
+        ("3", "insert", "open", "42501"),
+    ]
+    assert hub.rows("SELECT count(*) FROM hub.item") == [(rows,)]
+    ((message,),) = hub.rows("SELECT message FROM towline.quarantine WHERE sqlstate = '42P01'")
+    assert message == 'SQLSTATE 42P01 (UndefinedTable): relation "hub.secret" does not exist'
 
 
 def test_halt_is_the_default(binary: Hub) -> None:

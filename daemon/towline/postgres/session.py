@@ -261,6 +261,34 @@ def translate(error: psycopg.Error, side: Side) -> errors.TowlineError:
     return translated
 
 
+def doubtful(error: psycopg.Error) -> bool:
+    """Whether it takes the statement without rows to tell if a row or the target's schema is at fault.
+
+    SQLSTATEs of class 42 and 0A are about names and features, as a rule; but a cast of a value to regclass has them,
+    too. What a function's own statement says when it is parsed is about the schema, and so is a privilege that lacks.
+    """
+    if (error.sqlstate or "")[:2] not in ("42", "0A") or error.sqlstate == "42601":
+        return False
+    return error.diag.internal_query is None and error.diag.source_function != "aclcheck_error"
+
+
+def refused_row(error: psycopg.Error) -> errors.RowRefused:
+    """What `translate` would say if the SQLSTATE stood for a row."""
+    diag = error.diag
+    refused = errors.RowRefused(": ".join(_names(error)), sqlstate=error.sqlstate or "")
+    refused.said = diag.message_primary or ""
+    return refused
+
+
+def of_schema(error: psycopg.Error) -> errors.TowlineError:
+    """What `translate` would say of a statement that was refused without any row."""
+    translated = translate(error, "target")
+    if not isinstance(translated, errors.RowRefused):
+        return translated
+    detail = f"{translated.detail}: {translated.said}" if translated.said else translated.detail
+    return errors.TargetTableChanged(detail, sqlstate=translated.sqlstate)
+
+
 def _client_error(error: psycopg.Error, side: Side) -> errors.TowlineError:
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         unavailable = errors.SourceUnavailable if side == "source" else errors.TargetUnavailable
@@ -308,8 +336,16 @@ def _replication_error(error: psycopg.Error, sqlstate: str) -> type[errors.Towli
 
 def _detail(error: psycopg.Error, sqlstate: str) -> str:
     """The condition, the names of what it concerns, and the message where it is safe."""
+    parts = _names(error)
+    if sqlstate.startswith(_SAFE_MESSAGES) and error.diag.message_primary:
+        parts.append(error.diag.message_primary)
+    return ": ".join(parts)
+
+
+def _names(error: psycopg.Error) -> list[str]:
+    """The condition, and the names of what it concerns."""
     diag = error.diag
-    parts = [condition(sqlstate)]
+    parts = [condition(error.sqlstate or "")]
     if diag.table_name:
         parts.append(f"table {diag.schema_name}.{diag.table_name}")
     for label, name in (
@@ -319,9 +355,7 @@ def _detail(error: psycopg.Error, sqlstate: str) -> str:
     ):
         if name:
             parts.append(f"{label} {name}")
-    if sqlstate.startswith(_SAFE_MESSAGES) and diag.message_primary:
-        parts.append(diag.message_primary)
-    return ": ".join(parts)
+    return parts
 
 
 @contextmanager

@@ -335,7 +335,10 @@ class Attempts:
         """COPY new rows straight into the table. False: some are there already, or the like; nothing was done."""
         self.current = route
         statement = self._direct.statement(route, work.rowset)
-        refused = self._savepoints.attempt("towline_direct", lambda: self._executor.copy(statement, work.rowset.rows))
+        # Whatever it is about: the statements that are tried instead will tell.
+        refused = self._savepoints.attempt(
+            "towline_direct", lambda: self._executor.copy(statement, work.rowset.rows), without_rows=lambda: None
+        )
         self._direct.noted(route, worked=refused is None)
         return refused is None
 

@@ -98,14 +98,17 @@ def _stages(route: Route, relation: Relation) -> tuple[str, str]:
     return stage.empty_stage(rows), stage.empty_stage(keys)
 
 
-def _statements(connection: psycopg.Connection[Any], route: Route, relation: Relation) -> Iterator[Problem]:
+def without_rows(route: Route, relation: Relation) -> list[str]:
+    """The statements that the route runs, over stages without rows."""
     rows, keys = _stages(route, relation)
     statements = [dialect.upsert(route, rows), dialect.delete(route, keys)]
     if route.filtered:
         statements.append(dialect.delete_unmade(route, rows))
-    for statement in statements:
-        if statement is None:
-            continue
+    return [statement for statement in statements if statement is not None]
+
+
+def _statements(connection: psycopg.Connection[Any], route: Route, relation: Relation) -> Iterator[Problem]:
+    for statement in without_rows(route, relation):
         try:
             connection.execute(f"PREPARE {_VIEW} AS {statement}".encode())
             connection.execute(f"DEALLOCATE {_VIEW}".encode())

@@ -32,6 +32,7 @@ from towline.position import format_lsn
 from towline.target import Counts
 from towline.target.postgres.attempt import Attempts, Job
 from towline.target.postgres.executor import Executor
+from towline.target.postgres.probe import without_rows as statements_without_rows
 from towline.target.postgres.quarantine import Origin, Quarantine
 from towline.target.postgres.savepoints import Savepoints
 from towline.target.postgres.tally import Tally
@@ -127,7 +128,14 @@ class Refusals:
                 self._executor.run("SET CONSTRAINTS ALL IMMEDIATE")
                 self._executor.run("SET CONSTRAINTS ALL DEFERRED")
 
-        refused = self._savepoints.attempt("towline_piece", queue)
+        def without_rows() -> None:
+            for piece, job in parts:
+                for rowset in piece.rowsets:
+                    for route in self._active(rowset, job.active):
+                        for statement in statements_without_rows(route, rowset.relation):
+                            self._executor.run(statement)
+
+        refused = self._savepoints.attempt("towline_piece", queue, without_rows)
         if refused is None:
             for (piece, job), tally in zip(parts, tallies, strict=True):
                 for name, counts in tally.counts().items():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import psycopg
 
 from towline.errors import RowRefused
-from towline.postgres.session import translate
+from towline.postgres.session import doubtful, of_schema, refused_row, translate
 from towline.target.postgres.executor import Executor
 from towline.target.postgres.staging import Stages
 
@@ -19,11 +19,14 @@ class Savepoints:
         self._executor = executor
         self._stages = stages
 
-    def attempt(self, name: str, queue: Callable[[], None]) -> RowRefused | None:
+    def attempt(
+        self, name: str, queue: Callable[[], None], without_rows: Callable[[], None] | None = None
+    ) -> RowRefused | None:
         """Run statements under a savepoint; if rows are refused, all is as before, and that error is returned.
 
-        Other errors are raised, translated; the transaction is lost then. Those of what was queued before are raised as
-        they are, to whoever queued it: there would be no savepoint yet to go back to.
+        ``without_rows``: queues the same statements without rows, to be run where the error alone does not tell whether
+        it is about rows. Other errors are raised, translated; the transaction is lost then. Those of what was queued
+        before are raised as they are, to whoever queued it: there would be no savepoint yet to go back to.
         """
         self._executor.sync()
         mark = self._stages.mark()
@@ -35,9 +38,24 @@ class Savepoints:
             return None
         except psycopg.Error as error:
             self._executor.abandon()
-            translated = translate(error, "target")
+            doubted = without_rows is not None and doubtful(error)
+            translated = refused_row(error) if doubted else translate(error, "target")
             if not isinstance(translated, RowRefused):
                 raise translated from error
+        self._undo(name, mark)
+        if doubted and without_rows is not None:
+            mark = self._stages.mark()
+            try:
+                self._executor.run(f"SAVEPOINT {name}")
+                without_rows()
+                self._executor.sync()
+            except psycopg.Error as error:
+                self._executor.abandon()
+                raise of_schema(error) from error
+            self._undo(name, mark)
+        return translated
+
+    def _undo(self, name: str, mark: tuple[dict[str, None], set[str]]) -> None:
         try:
             self._executor.run(f"ROLLBACK TO SAVEPOINT {name}")
             self._executor.run(f"RELEASE SAVEPOINT {name}")
@@ -46,4 +64,3 @@ class Savepoints:
             self._executor.abandon()
             raise translate(error, "target") from error
         self._stages.restore(mark)
-        return translated

@@ -13,7 +13,7 @@ import psycopg
 from towline import remembered
 from towline.change import Relation
 from towline.config import PipelineConfig
-from towline.errors import ResyncUnfinished, RoutesRefused, SlotInUse, SlotMissing
+from towline.errors import NotSetUp, ResyncUnfinished, RoutesRefused, SlotInUse, SlotMissing
 from towline.logs import event
 from towline.position import ZERO, format_lsn
 from towline.postgres import catalog, session
@@ -28,6 +28,7 @@ from towline.target.postgres import control, source_tables
 from towline.target.postgres import setup as target_setup
 from towline.target.postgres.entries import Entries
 from towline.target.postgres.probe import probe
+from towline.target.postgres.resync import ResyncState
 from towline_transforms.check import check_routes, tables_needed
 from towline_transforms.problems import Problem, RouteError
 from towline_transforms.route import Route
@@ -275,7 +276,29 @@ def _acceptances(prepared: Prepared) -> list[Step]:
     if gone := sorted(kept.keys() - {route.name for route in prepared.routes}):
         statement = source_tables.forget(schema, pipeline, gone)
         steps.append(Step("target", f"source tables of {len(gone)} routes that are no more", statement))
-    return steps
+    return steps + _of_another_key(prepared)
+
+
+def _of_another_key(prepared: Prepared) -> list[Step]:
+    """The step by which routes are copied again of which something is set aside that has another key than their table.
+
+    No change will overtake it, nor can it be retried; and what the target has of these rows is older than that.
+    """
+    config = prepared.config
+    with session.translating("target"):
+        entries = Entries(prepared.target, schema=config.target.schema_name, pipeline=config.pipeline)
+        try:
+            keys = entries.keys_behind()
+        except NotSetUp:
+            return []
+        stranded = [
+            route.name for route in prepared.routes if keys.get(route.name, set()) - {tuple(route.source.identity)}
+        ]
+        if not stranded:
+            return []
+        state = ResyncState(prepared.target, config.target.schema_name, config.pipeline)
+        title = f"{', '.join(stranded)} copied again: what is set aside has another key"
+        return [Step("target", title, state.marking(stranded))]
 
 
 def _checkpoint(prepared: Prepared) -> Checkpoint | None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _GONE = "the row is no longer at the source, which has what the entry lacks"
 _UNROUTED = "the pipeline has no such route any more"
+_REKEYED = "the source's table has another key now: run `towline apply`, which has the route copied again"
 #: In place of an SQLSTATE: no server has refused it.
 _NEVER = ""
 
@@ -225,8 +226,10 @@ class _Retry:
     def _change(self, entry: Entry) -> _Change:
         """What an entry is about. Raises RowRefused when it cannot be completed."""
         route = self._routes.get(entry.route)
-        if route is None or tuple(entry.key) != route.source.identity:
+        if route is None:
             raise RowRefused(_UNROUTED, sqlstate=_NEVER)
+        if tuple(entry.key) != tuple(route.source.identity):
+            raise RowRefused(_REKEYED, sqlstate=_NEVER)
         relation = self._relations[route.source.name]
         rowset, gaps = _rowset(entry, route, relation)
         present = self._read(relation, rowset) if gaps else None

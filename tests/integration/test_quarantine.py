@@ -15,9 +15,11 @@ from tests.integration.test_pipeline import running
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from tests.support.wait import until
-from towline import config, status
+from towline import config, plan, status
 from towline.cli import cli
 from towline.demo.server import Server
+from towline.errors import SourceTableChanged
+from towline.target.postgres.entries import Entries, Entry
 
 PLUGINS = pytest.mark.parametrize(
     ("server", "plugin"), [("pg18", "pgoutput"), ("pg15", "wal2json")], ids=lambda v: str(v)
@@ -144,6 +146,29 @@ def test_edit_and_discard(line: Line) -> None:
     assert line.verify().differing == 2  # one was edited, one was given up
 
 
+def test_a_target_that_is_lost_during_a_retry(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was one transaction: nothing of it is at the target or in the entries, and it can be run again."""
+    line.at_source("INSERT INTO item SELECT n, 'c' || n, -n, NULL, NULL, true FROM generate_series(1, 3) n")
+    line.run()
+    line.at_hub("ALTER TABLE hub.item DROP CONSTRAINT positive")
+    before, retried = entries(line, "--state", "all"), Entries.retried
+
+    def lost(self: Entries, entry: Entry, by: str) -> None:
+        retried(self, entry, by)
+        if entry.key == {"id": "2"}:
+            line.at_hub(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name LIKE '%quarantine'"
+            )
+
+    monkeypatch.setattr(Entries, "retried", lost)
+    assert "TL-401" in towline(line, "retry", "--all", code=1).stderr
+    assert items(line) == [] and entries(line, "--state", "all") == before
+    monkeypatch.undo()
+    assert "3 retried" in towline(line, "retry", "--all").stdout
+    line.same("item", "hub.item")
+
+
 def test_what_is_newer_stays(line: Line) -> None:
     """A retry of an earlier entry does not undo what came later, and what is gone at the source is not made up."""
     line.at_source(
@@ -254,6 +279,34 @@ def test_sensitive_columns_are_shown_nowhere(line: Line) -> None:
     line.at_hub("DELETE FROM hub.item")
     report = line.verify()
     assert report.differing == 1 and report.routes[0].samples[0].key == ("***",)
+
+
+def test_after_the_key_of_the_table_has_changed(line: Line) -> None:
+    """Nothing can follow what was set aside under the old key: the route is copied again when the new one is accepted.
+
+    A later change takes nothing from the target's row meanwhile, which is older.
+    """
+    line.at_source("INSERT INTO item VALUES (1, 'a', 1, repeat('x', 3000), 'DE1', true), (2, 'b', 2, NULL, NULL, true)")
+    line.at_source("ALTER TABLE item ALTER code SET NOT NULL, ADD UNIQUE (code)")
+    line.at_hub("ALTER TABLE hub.item ALTER code SET NOT NULL")
+    line.run()
+    line.at_source("UPDATE item SET price = -1, note = repeat('y', 3000) WHERE id = 1")
+    line.run()
+    assert [e["key"] for e in entries(line)] == [{"id": "1"}]
+    line.at_source("ALTER TABLE item DROP CONSTRAINT item_pkey, ADD PRIMARY KEY (code)")
+    line.at_source("UPDATE item SET price = 5, done = false WHERE code = 'a'")  # the note is not sent
+    with pytest.raises(SourceTableChanged, match="TL-317"):
+        line.run()
+    assert "has another key now" in towline(line, "retry", "--all", code=3).stdout
+    with plan.prepare(line.config) as prepared:
+        steps: list[str] = []
+        plan.apply(prepared, lambda step: steps.append(step.title))
+    assert any("public.item copied again: what is set aside has another key" in title for title in steps)
+    assert entries(line) == []
+    line.run()
+    assert items(line) == [(1, "a", "5", "yyy", "DE1"), (2, "b", "2", None, None)]
+    assert line.verify().exit_code == 0 and entries(line) == []
+    line.same("item", "hub.item", "code")
 
 
 CIRCLES = """

@@ -32,6 +32,8 @@ sqlstate, message, attempts, edits::text, state, created_at, resolved_at, resolv
 
 _SELECT: LiteralString = "SELECT {columns} FROM {table} WHERE pipeline = %(pipeline)s AND {which} ORDER BY id {more}"
 
+_KEYS_BEHIND: LiteralString = "SELECT DISTINCT route, key FROM {table} WHERE pipeline = %s AND behind"
+
 _HOLD: LiteralString = "SELECT FROM {checkpoint} WHERE pipeline = %s FOR UPDATE"
 
 _RETRIED: LiteralString = """
@@ -159,6 +161,13 @@ class Entries:
         found = self._select(sql.SQL("id = ANY (%(ids)s)"), sql.SQL(""), ids=list(ids))
         if unknown := sorted(set(ids) - {entry.id for entry in found}):
             raise EntryUnknown(f"the quarantine of {self._pipeline} has no entry {', '.join(map(str, unknown))}")
+        return found
+
+    def keys_behind(self) -> dict[str, set[tuple[str, ...]]]:
+        """By route, the key columns of what is set aside and not overtaken. Raises NotSetUp."""
+        found: dict[str, set[tuple[str, ...]]] = {}
+        for route, key in self._run(_KEYS_BEHIND, (self._pipeline,)):
+            found.setdefault(route, set()).add(tuple(json.loads(key)))
         return found
 
     def opened(self, ids: Collection[int]) -> list[Entry]:

@@ -12,10 +12,11 @@ Every one of them but the last raises the epoch: a daemon that runs cannot commi
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import closing
 from typing import Any, LiteralString
 
 import psycopg
-from psycopg import sql
+from psycopg import ClientCursor, sql
 
 from towline.errors import Fenced, NotSetUp
 from towline.position import format_lsn
@@ -48,6 +49,8 @@ SET state = CASE state WHEN 'open' THEN 'superseded' ELSE state END, behind = fa
     reason = CASE state WHEN 'open' THEN 'the route is copied again' ELSE reason END
 WHERE pipeline = %(pipeline)s AND route = ANY (%(routes)s::text[]) AND behind
 """
+
+_MARKING: tuple[LiteralString, ...] = (_MARK, _COPY, _SET_ASIDE_BEFORE)
 
 #: The tables are taken in as they are now: what is known of them is of another stream, if not of another server.
 _FORGET_TABLES = """
@@ -108,6 +111,18 @@ class ResyncState:
             self._one(_MARK)
             self._run(_COPY, routes=list(routes))
             self._run(_SET_ASIDE_BEFORE, routes=list(routes))
+
+    def marking(self, routes: Collection[str]) -> str:
+        """What `mark` does, as one text of SQL."""
+        with closing(ClientCursor(self._connection)) as cursor:
+            texts = (
+                cursor.mogrify(
+                    sql.SQL(statement).format(schema=sql.Identifier(self._schema)),
+                    {"pipeline": self._pipeline, "routes": list(routes)},
+                )
+                for statement in _MARKING
+            )
+            return ";\n".join(text.strip() for text in texts)
 
     def finish(self, *, position: int, identity: Identity) -> None:
         """Set the position from which the new slot sends."""

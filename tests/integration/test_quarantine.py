@@ -274,7 +274,12 @@ def test_sensitive_columns_are_shown_nowhere(line: Line) -> None:
     result = CliRunner().invoke(cli, ["preview", str(line.path), "public.item"])
     assert "iban: ***" in result.stdout and "DE-secret" not in result.stdout
     text = line.path.read_text("utf-8").replace("on_error: quarantine, sensitive: [iban]", "sensitive: [id]")
+    line.at_source("INSERT INTO item VALUES (4711, 'b', -1, NULL, NULL, true)")
+    line.run()
     line.path.write_text(text, "utf-8")
+    assert "id=***" in towline(line, "list").stdout
+    assert "4711" not in towline(line, "list", "--json").stdout + towline(line, "show", "1").stdout
+    line.at_source("DELETE FROM item WHERE id = 4711")
     line.run()
     line.at_hub("DELETE FROM hub.item")
     report = line.verify()

@@ -106,9 +106,10 @@ class Entry:
             {**edit, "old": MASK, "new": MASK} if edit["column"] in sensitive else dict(edit) for edit in self.edits
         )
         values = {name: getattr(self, name) for name in self.__slots__}
+        key = {name: MASK if name in sensitive else value for name, value in self.key.items()}
         later = any(name in (self.row or {}) and name not in self.masked for name in sensitive)
         message = condition(self.sqlstate) if later else self.message
-        return Entry(**{**values, "row": row, "edits": tuple(edits), "message": message})
+        return Entry(**{**values, "key": key, "row": row, "edits": tuple(edits), "message": message})
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -574,6 +574,25 @@ def test_what_is_not_a_row_error(binary: Hub, case: str) -> None:
     assert hub.rows(ENTRIES) == []
 
 
+def test_policies_that_hold_for_the_role(binary: Hub) -> None:
+    """Row-level security is about all rows: the session is told to raise rather than to filter."""
+    hub = binary
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    hub.sql.execute(
+        "CREATE ROLE towline_policed LOGIN; GRANT ALL ON SCHEMA hub, towline TO towline_policed; "
+        "GRANT ALL ON ALL TABLES IN SCHEMA hub, towline TO towline_policed; "
+        "ALTER TABLE hub.item ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON hub.item USING (true) WITH CHECK (id < 5)"
+    )
+    try:
+        hub.dsn = hub.dsn.replace("user=postgres", "user=towline_policed")
+        with pytest.raises(TargetRefused, match="42501"):
+            hub.apply(hub.batch().insert("item", id="1", price="1").insert("item", id="9", price="1"))
+        hub.targets.pop().close()
+        assert hub.rows(ENTRIES) == []
+    finally:
+        hub.sql.execute("DROP OWNED BY towline_policed; DROP ROLE towline_policed")
+
+
 @pytest.mark.parametrize("rows", [3, 1000])
 def test_what_looks_like_the_schema_and_is_a_row(hub: Hub, rows: int) -> None:
     """A cast of a value to a name's type says that there is no such table; a function that it has no such feature."""

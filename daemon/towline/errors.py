@@ -282,12 +282,12 @@ class SourceRewound(SourceReplaced):
 
 
 class PublicationMissing(NotSetUp):
-    """The publication does not exist at the source."""
+    """The publication does not exist at the source, or was dropped and made anew after the slot."""
 
     code = "TL-329"
     remedy = (
-        "Run `towline apply`. If it existed before, changes made since it was dropped were not sent: "
-        "`towline resync ROUTE …` copies the routes again."
+        "Run `towline resync`: a slot cannot read a publication that was made after it, so it makes both anew, and has "
+        "all routes copied again."
     )
 
 
@@ -296,8 +296,8 @@ class PublicationLacksTable(NotSetUp):
 
     code = "TL-330"
     remedy = (
-        "Run `towline apply`: it adds the table. If it was published before, changes made meanwhile were not sent: "
-        "`towline resync ROUTE …` copies its routes again."
+        "Run `towline apply`: it adds the table. Changes made meanwhile were not sent, so the daemon then copies its "
+        "routes again."
     )
 
 
@@ -306,8 +306,8 @@ class PublicationLacksColumn(NotSetUp):
 
     code = "TL-331"
     remedy = (
-        "Run `towline apply`: it adds the column. Rows changed meanwhile lack its values: `towline resync ROUTE …` "
-        "copies its routes again."
+        "Run `towline apply`: it adds the column. Rows changed meanwhile lack its values, so the daemon then copies "
+        "its routes again."
     )
 
 
@@ -316,8 +316,8 @@ class PublicationFiltered(NotSetUp):
 
     code = "TL-332"
     remedy = (
-        "Run `towline apply`: it takes the filter away. Write the condition as WHERE in the route's SELECT instead. "
-        "`towline resync ROUTE …` copies the rows that were left out."
+        "Run `towline apply`: it takes the filter away, and the daemon then copies the routes again, with the rows "
+        "that were left out. Write the condition as WHERE in the route's SELECT instead."
     )
 
 
@@ -326,8 +326,8 @@ class PublicationLacksOperation(NotSetUp):
 
     code = "TL-333"
     remedy = (
-        "Run `towline apply`: it publishes them all. What was done meanwhile was not sent: `towline resync ROUTE …` "
-        "copies the routes again."
+        "Run `towline apply`: it publishes them all. What was done meanwhile was not sent, so the daemon then copies "
+        "the routes again."
     )
 
 
@@ -335,7 +335,15 @@ class PublicationNotViaRoot(NotSetUp):
     """The publication does not publish a partitioned table under its own name: `publish_via_partition_root` is off."""
 
     code = "TL-334"
-    remedy = "Run `towline apply`: it sets publish_via_partition_root."
+    remedy = "Run `towline apply`: it sets publish_via_partition_root, and the daemon then copies the routes again."
+
+
+class PublicationInterrupted(NotSetUp):
+    """The publication has the table, but did not all the time: it was taken out and put back, or options of the
+    publication were changed. Changes of that time were not sent."""
+
+    code = "TL-340"
+    remedy = "Run `towline apply`, or `towline resync ROUTE …`: the daemon then copies the routes again."
 
 
 class SpoolFull(TowlineError):

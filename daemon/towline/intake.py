@@ -25,7 +25,7 @@ from towline.postgres import catalog
 from towline.postgres.session import translating
 from towline.schema_change import Difference, Kind, Remembered, compare, error_for, halts, needed, read_again
 from towline.source import Identity
-from towline.source.postgres import identity, look, publication
+from towline.source.postgres import identity, look, publication, published
 from towline.source.postgres.relations import relations_of
 from towline.target import RouteState
 from towline.target.postgres import control, source_tables
@@ -74,7 +74,7 @@ class Intake:
     """``halt``: the error to end with at ``halt_at``, or where the log shows the change. ``oids``, ``footprint`` and
     ``revision``: what a later look at both ends is compared with; ``server``: whose catalog was looked at. ``at_once``:
     nothing more may be applied before the halt, since the log of the plugin does not tell a table from a former one of
-    its name.
+    its name. ``interrupted``: routes of which changes were not published for a while (see `towline.remembered`).
     """
 
     prepared: Prepared
@@ -87,6 +87,8 @@ class Intake:
     footprint: str
     revision: int
     server: Identity
+    publication: published.Standing | None
+    interrupted: tuple[str, ...]
 
 
 def take_in(config: PipelineConfig) -> Intake:
@@ -114,7 +116,10 @@ class _Look:
             self._known = control.read_states(target, schema, name) if "route_state" in present else {}
             kept = memory.read(target, schema, name)
             self._kept = {route: each for route, each in kept.items() if route in self._known}
+        self._standing: published.Standing | None = None
         self._describe()
+        versions: Mapping[int, str] = self._standing.versions if self._standing is not None else {}
+        self._interrupted = tuple(memory.interrupted(self._kept, self._known, versions))
         self._halting: dict[str, list[Difference]] = {}
         self._frozen: dict[TableName, Remembered] = {}
         self._differences: dict[str, tuple[Difference, ...]] = {}
@@ -145,6 +150,8 @@ class _Look:
                 tables = [*self._now.tables.values(), *(each.table for each in self._kept.values())]
                 self._oids = tuple(sorted({table.oid for table in tables}))
                 self._footprint = look.footprint(source, self._oids, self._config.source.publication)
+                if self._config.source.plugin == "pgoutput":
+                    self._standing = published.standing(source, self._config.source.publication, self._oids)
             self._after = look.position(source)
         with translating("target"):
             self._there = catalog.describe(self._target, at_target)
@@ -226,10 +233,18 @@ class _Look:
         fresh, _ = self._fresh(route)
         since = {name: at for name, at in (each.since if each else {}).items() if name in route.columns}
         since.update(dict.fromkeys(fresh, self._after))
-        made = Remembered(route.name, route.source, route.columns, self._before, since)
+        made = Remembered(
+            route.name, route.source, route.columns, self._before, since, published=self._published(route, each)
+        )
         if each is not None and memory.same(each, made):
             return each
         return made
+
+    def _published(self, route: Route, each: Remembered | None) -> str | None:
+        """What to remember of the publication: as long as nothing mends what was not sent, what it was before."""
+        if route.name in self._interrupted and each is not None:
+            return each.published
+        return self._standing.versions.get(route.source.oid) if self._standing is not None else None
 
     def _make_relations(self) -> tuple[Relation, ...]:
         found = relations_of(
@@ -259,13 +274,20 @@ class _Look:
     def publish(self) -> bool:
         """Extend the publication's lists of columns by what routes have come to take. False: nothing was to be done."""
         config = self._config.source
-        if config.plugin != "pgoutput" or not any(self._fresh(route)[0] for route in self._routes if route.identity):
+        if (
+            self._interrupted
+            or config.plugin != "pgoutput"
+            or not any(self._fresh(route)[0] for route in self._routes if route.identity)
+        ):
             return False
         with translating("source"):
             found = publication.read(self._source, config.publication)
             statement = None if found is None else publication.extension(config.publication, found, self._relations)
             if statement is None:
                 return False
+            with translating("target"):
+                forget = source_tables.unpublish(self._config.target.schema_name, self._config.pipeline)
+                self._target.execute(forget.encode())
             try:
                 self._source.execute(statement.as_string(self._source).encode())
             except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
@@ -303,6 +325,8 @@ class _Look:
             footprint=self._footprint,
             revision=self._revision,
             server=self._server,
+            publication=self._standing,
+            interrupted=self._interrupted,
         )
 
     def _ddl(self, routes: list[Route]) -> tuple[str, ...]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 
-from towline import remembered
+from towline import remembered, republish
 from towline.change import Relation
 from towline.config import PipelineConfig
 from towline.errors import NotSetUp, ResyncUnfinished, RoutesRefused, SlotInUse, SlotMissing
@@ -20,6 +20,7 @@ from towline.postgres import catalog, session
 from towline.schema_change import compare, halts
 from towline.source import Finding, Identity, SlotState, Step
 from towline.source.postgres import setup as source_setup
+from towline.source.postgres.published import Standing
 from towline.source.postgres.relations import relations_of
 from towline.source.postgres.tables import PostgresTables
 from towline.source.postgres.timelines import identify
@@ -156,8 +157,10 @@ def steps(prepared: Prepared) -> list[Step]:
     if found.problems:
         raise refused(found.problems)
     checkpoint, slot = _checkpoint(prepared), _slot(prepared)
-    _consistent(prepared.config, checkpoint, slot)
-    return [*found.made, *_source_steps(prepared), *found.states, *_acceptances(prepared)]
+    _consistent(prepared.config, checkpoint, slot, standing(prepared))
+    at_source = _source_steps(prepared)
+    again = _copied_again(prepared, checkpoint, at_source)
+    return [*found.made, *again, *at_source, *found.states, *_acceptances(prepared)]
 
 
 def apply(prepared: Prepared, report: Callable[[Step], None]) -> None:
@@ -172,11 +175,15 @@ def apply(prepared: Prepared, report: Callable[[Step], None]) -> None:
     if found.problems:
         raise refused(found.problems)
     checkpoint, slot = _checkpoint(prepared), _slot(prepared)
-    _consistent(config, checkpoint, slot)
-    for step in found.made:
+    _consistent(config, checkpoint, slot, standing(prepared))
+    again = _copied_again(prepared, checkpoint, _source_steps(prepared))
+    first = [*found.made, *again]
+    for step in first:
         report(step)
-    target_setup.execute(prepared.target, found.made)
+    target_setup.execute(prepared.target, first)
     apply_source(prepared, report)
+    if again:  # a daemon may have looked in between
+        target_setup.execute(prepared.target, [republish.forgotten(config)])
     last = [*found.states, *_acceptances(prepared)]
     for step in last:
         report(step)
@@ -195,7 +202,13 @@ def apply(prepared: Prepared, report: Callable[[Step], None]) -> None:
             identity=source_identity(config, tables),
             slot=config.source.slot,
             plugin=config.source.plugin,
+            publication=now.oid if (now := standing(prepared)) is not None else None,
         )
+
+
+def standing(prepared: Prepared) -> Standing | None:
+    """The publication as it is; None when the plugin reads none."""
+    return republish.standing(prepared.config, prepared.source)
 
 
 def source_identity(config: PipelineConfig, tables: PostgresTables) -> Identity:
@@ -252,6 +265,15 @@ def _source_steps(prepared: Prepared) -> list[Step]:
         plugin=config.plugin,
         failover=config.failover,
     )
+
+
+def _copied_again(prepared: Prepared, checkpoint: Checkpoint | None, at_source: Sequence[Step]) -> list[Step]:
+    """Steps for routes of which changes were not published; and for what is remembered of the publication."""
+    if checkpoint is None:
+        return []
+    changing = any(source_setup.publishes(step) for step in at_source)
+    ends = prepared.source, prepared.target
+    return republish.copied_again(prepared.config, *ends, prepared.routes, prepared.relations, changing=changing)
 
 
 def _acceptances(prepared: Prepared) -> list[Step]:
@@ -314,8 +336,13 @@ def _slot(prepared: Prepared) -> SlotState:
         return tables.slot()
 
 
-def _consistent(config: PipelineConfig, checkpoint: Checkpoint | None, slot: SlotState) -> None:
-    """A checkpoint without its slot is a gap, which no `apply` may paper over; a slot without one must be nobody's."""
+def _consistent(
+    config: PipelineConfig, checkpoint: Checkpoint | None, slot: SlotState, publication: Standing | None
+) -> None:
+    """A checkpoint without its slot is a gap, which no `apply` may paper over; a slot without one must be nobody's.
+
+    A publication that is made after the slot is one that the slot cannot read.
+    """
     if checkpoint is not None and checkpoint.position == ZERO:
         raise ResyncUnfinished("a resync has begun, and has not made the slot anew yet")
     if checkpoint is not None and not slot.exists:
@@ -323,6 +350,9 @@ def _consistent(config: PipelineConfig, checkpoint: Checkpoint | None, slot: Slo
             f"replication slot {config.source.slot} does not exist; "
             f"the checkpoint is at {format_lsn(checkpoint.position)}"
         )
+    anew = None if checkpoint is None or publication is None else publication.made_anew(checkpoint.publication)
+    if anew is not None:
+        raise anew
     if checkpoint is None and slot.active_pid:
         raise SlotInUse(
             f"slot {config.source.slot} exists and process {slot.active_pid} streams from it, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
@@ -9,6 +10,7 @@ import psycopg
 from towline import table_record
 from towline.schema_change import Remembered
 from towline.source.postgres.look import named
+from towline.target import RouteState
 from towline.target.postgres import control, source_tables
 from towline_transforms.schema import Catalog, TableName
 
@@ -18,9 +20,10 @@ def read(target: psycopg.Connection[Any], schema: str, pipeline: str) -> dict[st
     if "source_table" not in control.present(target, schema, upgrading=True):
         return {}
     found = {}
-    for route, table, columns, position, since, accepted in source_tables.read(target, schema, pipeline):
+    for route, table, columns, position, since, accepted, published in source_tables.read(target, schema, pipeline):
         try:
-            found[route] = Remembered(route, table_record.load(table), columns, position, since, accepted)
+            loaded = table_record.load(table)
+            found[route] = Remembered(route, loaded, columns, position, since, accepted, published)
         except ValueError:
             continue
     return found
@@ -35,12 +38,32 @@ def row(remembered: Remembered) -> source_tables.Row:
         remembered.position,
         remembered.since,
         remembered.accepted,
+        remembered.published,
     )
 
 
 def same(one: Remembered, other: Remembered) -> bool:
     """Whether there is nothing new to remember."""
-    return not one.accepted and row(one)[1:3] == row(other)[1:3] and dict(one.since) == dict(other.since)
+    alike = row(one)[1:3] == row(other)[1:3] and one.published == other.published
+    return not one.accepted and alike and dict(one.since) == dict(other.since)
+
+
+def interrupted(
+    remembered: Mapping[str, Remembered], states: Mapping[str, RouteState], published: Mapping[int, str]
+) -> list[str]:
+    """The routes whose table was out of the publication since it was remembered, or of which less was published.
+
+    Whatever the publication is now: changes of that time were not sent. ``published``: see
+    `towline.source.postgres.published.versions`. Routes that are to be copied from the first row on have lost nothing.
+    """
+    return [
+        route
+        for route, each in remembered.items()
+        if route in states
+        and states[route].state != "pending"
+        and each.published is not None
+        and published.get(each.table.oid, each.published) != each.published
+    ]
 
 
 def elsewhere(

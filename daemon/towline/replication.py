@@ -41,9 +41,11 @@ from towline.pipeline import Pipeline
 from towline.plan import Prepared
 from towline.position import before_page_header, format_lsn
 from towline.recounter import Recounter
+from towline.republish import interruption
 from towline.snapshot import STREAMING, Snapshots
 from towline.source import Identity, Stream
 from towline.source.postgres import identity as identities
+from towline.source.postgres.findings import FAILOVER_SINCE
 from towline.source.postgres.spool import Spool
 from towline.source.postgres.standby import StandbyStream
 from towline.source.postgres.stream import PostgresStream
@@ -220,6 +222,15 @@ class Replication:
                 detail=f"the source is on timeline {identity.timeline}, and has all that the target has",
                 lsn=format_lsn(checkpoint.position),
             )
+        if source.failover and not slot.failover and identity.server_version >= FAILOVER_SINCE:
+            event(
+                log,
+                logging.WARNING,
+                "slot_not_for_failover",
+                pipeline=self._config.pipeline,
+                slot=checkpoint.slot,
+                remedy="No standby keeps a copy of the slot: stop the daemon, run `towline apply`, and start again.",
+            )
         if slot.wal_status == "unreserved":
             event(
                 log,
@@ -239,6 +250,9 @@ class Replication:
         stack.callback(tables.close)
         identity = self._check_start(checkpoint, tables, target, intake.server)
         self._expected = identity
+        standing = intake.publication
+        if standing is not None and (anew := standing.made_anew(checkpoint.publication)) is not None:
+            raise anew
         name = stream_name(checkpoint)
         if tables.end_walsender(name):
             event(log, logging.WARNING, "abandoned_walsender_ended", pipeline=config.pipeline, slot=config.source.slot)
@@ -256,10 +270,14 @@ class Replication:
                 raise
             return True
         stack.callback(reading.close)
+        if (interrupted := interruption(config.source.publication, intake.interrupted)) is not None:
+            raise interrupted
         stream: Stream = reading
         if identity.in_recovery:
             stream = StandbyStream(stream, self._timelines(identity), identity.timeline)
             stack.callback(stream.close)
+        if checkpoint.publication is None and standing is not None and standing.oid is not None:
+            target.note_publication(standing.oid)
         target.read_ahead(tables.position())
         states = target.states()
         missing = [route.name for route in prepared.routes if route.name not in states]

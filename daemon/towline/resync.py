@@ -132,7 +132,9 @@ def execute(prepared: Prepared, resync: Resync, report: Callable[[str], None]) -
     planning.apply_source(prepared, done)
     with _tables(prepared) as tables:
         position = tables.slot().confirmed
-        state.finish(position=position, identity=planning.source_identity(config, tables))
+        identity, standing = planning.source_identity(config, tables), planning.standing(prepared)
+        publication = standing.oid if standing is not None else None
+        state.finish(position=position, identity=identity, publication=publication)
     report(f"target: checkpoint set to {format_lsn(position)}")
     report("the copying begins with the daemon: `towline run`")
 
@@ -165,7 +167,8 @@ def _reason(prepared: Prepared, checkpoint: Checkpoint, tables: PostgresTables, 
         raise
     except TowlineError as reason:
         return reason
-    return None
+    standing = planning.standing(prepared)
+    return None if standing is None else standing.made_anew(checkpoint.publication)
 
 
 def _drop_slot(prepared: Prepared, resync: Resync) -> None:

@@ -71,7 +71,8 @@ class Remembered:
     """A route's source table as it was taken in. ``columns``: those that travelled for the route.
 
     ``position``: where the source's log was then. ``since``: columns with a position before which the log's values are
-    not theirs. ``accepted``: `apply` was run since, and takes the table as it is now.
+    not theirs. ``accepted``: `apply` was run since, and takes the table as it is now. ``published``: how the
+    publication had it (see `towline.source.postgres.published.versions`); None: not known.
     """
 
     route: str
@@ -80,6 +81,7 @@ class Remembered:
     position: int
     since: Mapping[str, int] = field(default_factory=dict)
     accepted: bool = False
+    published: str | None = None
 
 
 def compare(was: Table, now: Table | None, elsewhere: TableName | None) -> tuple[Difference, ...]:

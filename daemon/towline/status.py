@@ -15,11 +15,13 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from towline import remembered, republish
 from towline.config import PipelineConfig
 from towline.errors import Action, NotSetUp, TowlineError
 from towline.plan import source_identity
 from towline.position import format_lsn, parse_lsn
 from towline.postgres import session
+from towline.schema_change import Remembered
 from towline.source import Identity, SlotState
 from towline.source.postgres.tables import PostgresTables
 from towline.source.postgres.timelines import Timelines
@@ -166,6 +168,7 @@ class _Target:
     ledger_position: int
     now: datetime
     aside: Mapping[str, int]
+    kept: Mapping[str, Remembered]
 
 
 class Reader:
@@ -206,16 +209,16 @@ class Reader:
         except TowlineError as error:
             troubles.append(_trouble(error, "target"))
         checkpoint = target.checkpoint if target is not None else None
-        if source is not None and checkpoint is not None:
+        if source is not None and target is not None and checkpoint is not None:
             try:
-                self._check(checkpoint, source)
+                self._check(checkpoint, source, target)
             except TowlineError as error:
                 troubles.append(_trouble(error, "source"))
         if target is not None and checkpoint is None:
             troubles.append(_trouble(NotSetUp("the target has no checkpoint of this pipeline"), "target"))
         return self._status(source, target, tuple(troubles))
 
-    def _check(self, checkpoint: Checkpoint, source: _Source) -> None:
+    def _check(self, checkpoint: Checkpoint, source: _Source, target: _Target) -> None:
         """As the daemon does at its start. The checkpoint may be newer than the position that was read before it."""
         assert self._tables is not None
         config = self._config.source
@@ -227,6 +230,9 @@ class Reader:
 
         now = self._tables.position()
         check_start(checkpoint, SourceNow(source.identity, config.slot, config.plugin, source.slot, now, history))
+        refused = republish.problem(self._config, self._tables, checkpoint, target.kept, target.states)
+        if refused is not None:
+            raise refused
 
     def _status(self, source: _Source | None, target: _Target | None, troubles: tuple[Trouble, ...]) -> Status:
         checkpoint = target.checkpoint if target is not None else None
@@ -280,6 +286,7 @@ class Reader:
                     raise NotSetUp(f"the target has no control tables in schema {schema}")
                 checkpoint = control.read_checkpoint(self._target, schema, pipeline)
                 states = control.read_states(self._target, schema, pipeline)
+                kept = remembered.read(self._target, schema, pipeline)
                 query = sql.SQL(_TOTALS).format(ledger=sql.Identifier(schema, "ledger"))
                 totals: dict[str, tuple[Counts, datetime]] = {}
                 ledger_position = 0
@@ -294,7 +301,7 @@ class Reader:
                 self._target.close()
                 self._target = None
             raise
-        return _Target(checkpoint, states, totals, ledger_position, now, waiting)
+        return _Target(checkpoint, states, totals, ledger_position, now, waiting, kept)
 
 
 def read(config: PipelineConfig) -> Status:

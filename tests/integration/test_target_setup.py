@@ -289,12 +289,20 @@ def test_control_tables_of_another_make_are_refused(ends: Ends, foreign: str) ->
         ends.plan(spec("public.a", "copy.a"))
 
 
-def test_control_tables_of_an_earlier_version_are_upgraded_by_apply(ends: Ends) -> None:
+@pytest.mark.parametrize(
+    ("version", "lacking"),
+    [
+        (1, "DROP TABLE towline.quarantine"),
+        (2, "ALTER TABLE towline.checkpoint DROP publication, DROP ahead"),
+        (2, "ALTER TABLE towline.source_table DROP published"),
+    ],
+)
+def test_control_tables_of_an_earlier_version_are_upgraded_by_apply(ends: Ends, version: int, lacking: str) -> None:
     """Nothing but `apply` goes on with them; it adds what they lack, and keeps what they hold."""
     run(ends.source, "CREATE TABLE public.a (id int PRIMARY KEY)")
     ends.apply(spec("public.a", "copy.a"))
     initialise(ends, "0/20")
-    run(ends.target, "DROP TABLE towline.quarantine; UPDATE towline.version SET version = 1")
+    run(ends.target, f"{lacking}; UPDATE towline.version SET version = {version}")
     with pytest.raises(ControlTablesOld):
         control.present(ends.target, SCHEMA)
     (step,) = ends.plan(spec("public.a", "copy.a")).steps

@@ -38,7 +38,11 @@ Reread = Callable[[Relation, Frame], Chunk]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The durable state of a pipeline. ``commit_time`` is of the last source transaction applied."""
+    """The durable state of a pipeline. ``commit_time`` is of the last source transaction applied.
+
+    ``publication``: the OID of the one that the slot can read; None when it is not known, or none is read. ``ahead``:
+    rows were read from the source's tables as of up to that position, which may be beyond the checkpoint's.
+    """
 
     position: int
     epoch: int
@@ -48,6 +52,8 @@ class Checkpoint:
     commit_time: datetime | None
     updated_at: datetime
     created_at: datetime | None = None
+    publication: int | None = None
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,11 @@ def plan(
         return steps
 
 
+def publishes(step: Step) -> bool:
+    """Whether a step makes or changes the publication."""
+    return step.side == "source" and step.sql.startswith(("CREATE PUBLICATION", "ALTER PUBLICATION"))
+
+
 def publish(connection: psycopg.Connection, relations: Sequence[Relation], *, publication: str) -> list[Step]:
     """The step that adds tables to the publication; what else it has stays."""
     with translating("source"):

@@ -20,11 +20,11 @@ from psycopg import sql
 from psycopg.sql import Composable
 
 from towline.change import Chunk, Cursor, Format, Relation, Visibility
-from towline.errors import SourceQueryFailed, SourceTableChanged
+from towline.errors import NotSetUp, SourceQueryFailed, SourceTableChanged
 from towline.frame import Frame
 from towline.postgres import catalog, session, statements
 from towline.source import Identity, KeyCount, SlotState
-from towline.source.postgres import identity, key_count, look, rows
+from towline.source.postgres import identity, key_count, look, published, rows
 from towline.source.postgres.high import High, Look
 from towline.source.postgres.key_order import EQUAL, KeyOrder, base_type, column_sql, type_sql
 from towline_transforms.schema import Catalog, Column, TableName, TypeKind
@@ -127,6 +127,12 @@ class PostgresTables:
         """See `towline.source.postgres.look.footprint`."""
         with self._session() as connection:
             return look.footprint(connection, oids, publication)
+
+    def publication(self, name: str, relations: Sequence[Relation]) -> tuple[published.Standing, NotSetUp | None]:
+        """How a publication has the tables of those relations, and what it lacks for them."""
+        with self._session() as connection:
+            oids = [relation.table.oid for relation in relations]
+            return published.standing(connection, name, oids), published.lacking(connection, name, relations)
 
     def root_of(self, name: TableName) -> TableName | None:
         """The partitioned table at whose root a partition is; None when that table is none."""

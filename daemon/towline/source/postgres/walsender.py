@@ -113,7 +113,6 @@ class Walsender:
         It is asked in a session of its own. The view of what is published opens each table, and a walsender that has
         done so would decode the log with the columns that the tables have now, not with those that they had then.
         """
-        name = sql.Literal(publication)
         info = self._connection.info
         here = {"host": info.host, "hostaddr": info.hostaddr, "port": str(info.port)}
         dsn = conninfo.make_conninfo(self._dsn, **{key: value for key, value in here.items() if value})
@@ -122,9 +121,7 @@ class Walsender:
             session.translating("source"),
         ):
             identity.same(identity.read(self._connection), identity.read(connection))
-            found = connection.execute(sql.SQL(published.PUBLICATION).format(name=name)).fetchall()
-            tables = connection.execute(sql.SQL(published.PUBLISHED).format(name=name)).fetchall()
-        refused = published.problem(publication, found, tables, routed.relations)
+            refused = published.lacking(connection, publication, routed.relations)
         if refused is not None:
             raise refused
 
@@ -228,7 +225,8 @@ class Walsender:
                         "an update or a delete could not name its row"
                     )
             elif sqlstate == "55000":
-                raise errors.NotSetUp(f"the server goes on without what it was asked for: {message}", sqlstate=sqlstate)
+                kind = errors.PublicationMissing if "publication" in message else errors.NotSetUp
+                raise kind(f"the server goes on without what it was asked for: {message}", sqlstate=sqlstate)
 
     def send_status(self, position: int, *, ask: bool = False) -> None:
         """Tell the server that everything before the position is durable; ``ask`` it to answer.

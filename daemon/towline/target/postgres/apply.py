@@ -122,6 +122,11 @@ class Applier:
         """Rows may have been read from the source up to that position, in this session or another one before it."""
         self._attempts.ahead = max(self._attempts.ahead, position)
 
+    @property
+    def read(self) -> int:
+        """Up to where the source's log was when rows were last read from it again; 0: none were."""
+        return self._attempts.read
+
     def copied_again(self, ask: CopiedAgain, marked: AbstractSet[str]) -> None:
         """Whom to ask which routes are copied over what is there: see `Attempts`."""
         self._attempts.copied_again, self._attempts.marked = ask, marked

@@ -78,7 +78,8 @@ class Attempts:
     ``ahead``: a position of the source's log before which the target's rows may hold what was read from the source, not
     from the log. At the key of a row there may have been another one by then, so that until then no row takes along,
     to another key, what the target has at its key. ``lost``: of the attempt queued last, the keys of rows whose gaps
-    could not be filled any more, since their end is yet to come.
+    could not be filled any more, since their end is yet to come. ``read``: up to where the source's log was when rows
+    were read again in this session.
 
     ``copied_again``: asked for the routes whose rows are copied over what is there, and not swept yet; ``marked``:
     these, and those that have been swept since it began. ``obstacles``: by route, why no room was made in the attempt
@@ -104,7 +105,7 @@ class Attempts:
         self._shapes = shapes
         self._statements: dict[tuple[object, ...], str | None] = {}
         self.current: Route | None = None
-        self.ahead = 0
+        self.ahead = self.read = 0
         self.copied_again: CopiedAgain = frozenset
         self.marked: AbstractSet[str] = frozenset()
         self.obstacles: dict[str, str] = {}
@@ -179,7 +180,8 @@ class Attempts:
             check()
         whole = Whole(rowset, compacted, set().union(*(gaps.wanted for gaps in work.gaps.values())), job.reread)
         whole.fill(compacted, job.prior, job.touched)
-        self.ahead = max(self.ahead, whole.read(), job.prior.chunk.high if job.prior is not None else 0)
+        self.read = max(self.read, whole.read())
+        self.ahead = max(self.ahead, self.read, job.prior.chunk.high if job.prior is not None else 0)
         for slot, route in enumerate(work.routes):
             versions = whole.versions(work.gaps[route.name].wanted)
             if len(versions):

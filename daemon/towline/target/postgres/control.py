@@ -19,7 +19,7 @@ from towline.source import Identity
 from towline.target import Checkpoint, Counts, RouteState
 
 #: The form of the control tables that this version of Towline reads and writes.
-VERSION = 2
+VERSION = 3
 
 #: Every control table; `setup` creates them when one is absent.
 TABLES = (
@@ -41,10 +41,11 @@ WHERE n.nspname = %s AND c.relname = ANY (%s)
 
 _VERSION = "SELECT v.version FROM {schema}.version AS v"
 
+#: Partly through jsonb: `apply` reads it before it adds what an earlier version lacks.
 _CHECKPOINT = """
 SELECT position::text, epoch, commit_time, system_identifier, timeline, source_database, slot, plugin, updated_at,
-       created_at
-FROM {schema}.checkpoint WHERE pipeline = %s
+       created_at, (to_jsonb(c)->>'publication')::bigint, coalesce(to_jsonb(c)->>'ahead', '0/0')
+FROM {schema}.checkpoint c WHERE pipeline = %s
 """
 
 _STATES = """
@@ -132,9 +133,20 @@ def read_checkpoint(connection: psycopg.Connection[Any], schema: str, pipeline: 
     rows = _read(connection, _CHECKPOINT, schema, pipeline)
     if not rows:
         return None
-    position, epoch, commit_time, system, timeline, database, slot, plugin, updated_at, created_at = rows[0]
-    identity = Identity(system, timeline, database, 0)
-    return Checkpoint(parse_lsn(position), epoch, identity, slot, plugin, commit_time, updated_at, created_at)
+    position, epoch, commit_time, system, timeline, database, slot, plugin, updated_at, created_at, *more = rows[0]
+    publication, ahead = more
+    return Checkpoint(
+        parse_lsn(position),
+        epoch,
+        Identity(system, timeline, database, 0),
+        slot,
+        plugin,
+        commit_time,
+        updated_at,
+        created_at,
+        publication,
+        parse_lsn(ahead),
+    )
 
 
 def read_states(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> dict[str, RouteState]:

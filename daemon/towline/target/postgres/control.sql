@@ -21,6 +21,12 @@ CREATE TABLE IF NOT EXISTS {schema}.checkpoint (
     updated_at        timestamptz NOT NULL DEFAULT now()
 );
 
+-- publication: the OID of the one that the slot can read. ahead: a position of the source that the target may hold rows
+-- of, read again from its tables, though the log has not come there.
+ALTER TABLE {schema}.checkpoint
+    ADD COLUMN IF NOT EXISTS publication bigint,
+    ADD COLUMN IF NOT EXISTS ahead       pg_lsn NOT NULL DEFAULT '0/0';
+
 -- How far a route's snapshot is. cursor: the source key, as text, up to which rows were copied.
 CREATE TABLE IF NOT EXISTS {schema}.route_state (
     pipeline   text,
@@ -136,6 +142,9 @@ CREATE TABLE IF NOT EXISTS {schema}.source_table (
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (pipeline, route)
 );
+
+-- published: how the publication had the table, see published.py; null: not known.
+ALTER TABLE {schema}.source_table ADD COLUMN IF NOT EXISTS published text;
 
 -- How often `apply` was run: a daemon that is running looks at it.
 CREATE TABLE IF NOT EXISTS {schema}.revision (

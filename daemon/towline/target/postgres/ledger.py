@@ -39,12 +39,15 @@ class Control:
         )
         self._advance = (
             f"UPDATE {where}.checkpoint SET position = $3::pg_lsn, updated_at = now(), "
-            "commit_time = coalesce($4::timestamptz, commit_time) "
+            "commit_time = coalesce($4::timestamptz, commit_time), ahead = greatest(ahead, $5::pg_lsn) "
             "WHERE pipeline = $1 AND epoch = $2::bigint AND position <= $3::pg_lsn"
         )
         self._timeline = (
             f"UPDATE {where}.checkpoint SET timeline = $3::int, updated_at = now() "
             "WHERE pipeline = $1 AND epoch = $2::bigint"
+        )
+        self._publication = (
+            f"UPDATE {where}.checkpoint SET publication = $3::bigint WHERE pipeline = $1 AND epoch = $2::bigint"
         )
         self._state = (
             f"INSERT INTO {where}.route_state AS s (pipeline, route, state, cursor, copied, estimate, updated_at) "
@@ -95,13 +98,22 @@ class Control:
         """
         return self._hold, (self._pipeline, epoch)
 
-    def advance(self, epoch: int, position: int, commit_time: datetime | None) -> tuple[str, tuple[object, ...]]:
-        """Moves the checkpoint; no row is updated when the epoch is another's or the position would go back."""
-        return self._advance, (self._pipeline, epoch, format_lsn(position), commit_time)
+    def advance(
+        self, epoch: int, position: int, commit_time: datetime | None, ahead: int
+    ) -> tuple[str, tuple[object, ...]]:
+        """Moves the checkpoint; no row is updated when the epoch is another's or the position would go back.
+
+        ``ahead``: up to where rows were read from the source's tables (see `Checkpoint`).
+        """
+        return self._advance, (self._pipeline, epoch, format_lsn(position), commit_time, format_lsn(ahead))
 
     def timeline(self, epoch: int, timeline: int) -> tuple[str, tuple[object, ...]]:
         """Notes the source's timeline; no row is updated when the epoch is another's."""
         return self._timeline, (self._pipeline, epoch, timeline)
+
+    def publication(self, epoch: int, oid: int) -> tuple[str, tuple[object, ...]]:
+        """Notes which publication the slot can read; no row is updated when the epoch is another's."""
+        return self._publication, (self._pipeline, epoch, oid)
 
     def state(self, state: RouteState) -> tuple[str, tuple[object, ...]]:
         """Writes a route's state."""

@@ -60,7 +60,7 @@ DELETE FROM {schema}.source_table WHERE pipeline = %(pipeline)s
 _FINISH = """
 UPDATE {schema}.checkpoint
 SET position = %(position)s, system_identifier = %(system)s, timeline = %(timeline)s, source_database = %(database)s,
-    commit_time = NULL, epoch = epoch + 1, updated_at = now()
+    publication = %(publication)s, ahead = '0/0', commit_time = NULL, epoch = epoch + 1, updated_at = now()
 WHERE pipeline = %(pipeline)s
 """
 
@@ -124,7 +124,7 @@ class ResyncState:
             )
             return ";\n".join(text.strip() for text in texts)
 
-    def finish(self, *, position: int, identity: Identity) -> None:
+    def finish(self, *, position: int, identity: Identity, publication: int | None) -> None:
         """Set the position from which the new slot sends."""
         with translating("target"), self._connection.transaction():
             self._one(
@@ -133,6 +133,7 @@ class ResyncState:
                 system=identity.system_identifier,
                 timeline=identity.timeline,
                 database=identity.database,
+                publication=publication,
             )
 
     def wake_daemon(self) -> bool:

@@ -39,8 +39,8 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
 
 _INITIALISE = """
 INSERT INTO {schema}.checkpoint
-    (pipeline, position, system_identifier, timeline, source_database, slot, plugin)
-VALUES (%s, %s, %s, %s, %s, %s, %s)
+    (pipeline, position, system_identifier, timeline, source_database, slot, plugin, publication)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (pipeline) DO NOTHING
 """
 
@@ -168,6 +168,7 @@ def initialise(
     identity: Identity,
     slot: str,
     plugin: str,
+    publication: int | None = None,
 ) -> bool:
     """Write the pipeline's first checkpoint, once its slot exists. False: there is one, and it is left alone.
 
@@ -182,6 +183,7 @@ def initialise(
         identity.database,
         slot,
         plugin,
+        publication,
     )
     try:
         with connection.transaction():

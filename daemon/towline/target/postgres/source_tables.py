@@ -17,15 +17,16 @@ from towline.errors import NotSetUp
 from towline.position import format_lsn, parse_lsn
 
 _READ = """
-SELECT route, "table"::text, columns, position::text, since::text, accepted
-FROM {schema}.source_table WHERE pipeline = %s
+SELECT route, "table"::text, columns, position::text, since::text, accepted, to_jsonb(s)->>'published'
+FROM {schema}.source_table s WHERE pipeline = %s
 """
 
 _WRITE = """
-INSERT INTO {schema}.source_table (pipeline, route, "table", columns, position, since, accepted, updated_at)
-VALUES ({pipeline}, {route}, {table}, {columns}::text[], {position}, {since}, false, now())
+INSERT INTO {schema}.source_table (pipeline, route, "table", columns, position, since, accepted, published, updated_at)
+VALUES ({pipeline}, {route}, {table}, {columns}::text[], {position}, {since}, false, {published}, now())
 ON CONFLICT (pipeline, route) DO UPDATE SET "table" = EXCLUDED."table", columns = EXCLUDED.columns,
-  position = EXCLUDED.position, since = EXCLUDED.since, accepted = false, updated_at = now()
+  position = EXCLUDED.position, since = EXCLUDED.since, accepted = false, published = EXCLUDED.published,
+  updated_at = now()
 """
 
 _ACCEPT = (
@@ -34,6 +35,8 @@ _ACCEPT = (
 
 _FORGET = "DELETE FROM {schema}.source_table WHERE pipeline = {pipeline} AND route = ANY ({routes}::text[])"
 
+_UNPUBLISH = "UPDATE {schema}.source_table SET published = NULL WHERE pipeline = {pipeline}"
+
 _REVISION = "SELECT number FROM {schema}.revision WHERE pipeline = %s"
 
 _REVISE = """
@@ -41,8 +44,8 @@ INSERT INTO {schema}.revision AS r (pipeline, number, applied_at) VALUES (%s, 1,
 ON CONFLICT (pipeline) DO UPDATE SET number = r.number + 1, applied_at = now()
 """
 
-#: Route, table (see `towline.table_record`), columns, position, by column the position of `since`, accepted.
-Row = tuple[str, str, tuple[str, ...], int, Mapping[str, int], bool]
+#: Route, table (see `towline.table_record`), columns, position, by column the position of `since`, accepted, published.
+Row = tuple[str, str, tuple[str, ...], int, Mapping[str, int], bool, str | None]
 
 
 def read(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> list[Row]:
@@ -52,14 +55,14 @@ def read(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> lis
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise NotSetUp(f"schema {schema} of the target lacks a control table", sqlstate="42P01") from None
     return [
-        (route, table, tuple(columns), parse_lsn(position), json.loads(since), accepted)
-        for route, table, columns, position, since, accepted in rows
+        (route, table, tuple(columns), parse_lsn(position), json.loads(since), accepted, published)
+        for route, table, columns, position, since, accepted, published in rows
     ]
 
 
 def write(schema: str, pipeline: str, row: Row) -> str:
     """The statement that remembers a table; it is no longer marked as accepted."""
-    route, table, columns, position, since, _ = row
+    route, table, columns, position, since, _, published = row
     return _text(
         _WRITE,
         schema,
@@ -69,6 +72,7 @@ def write(schema: str, pipeline: str, row: Row) -> str:
         columns=list(columns),
         position=format_lsn(position),
         since=json.dumps(dict(since), sort_keys=True),
+        published=published,
     )
 
 
@@ -80,6 +84,11 @@ def accept(schema: str, pipeline: str, routes: Sequence[str]) -> str:
 def forget(schema: str, pipeline: str, routes: Sequence[str]) -> str:
     """The statement that forgets the tables of routes that are no more."""
     return _text(_FORGET, schema, pipeline=pipeline, routes=list(routes))
+
+
+def unpublish(schema: str, pipeline: str) -> str:
+    """The statement to run before the publication is changed: what it is then is no trace of somebody else's doing."""
+    return _text(_UNPUBLISH, schema, pipeline=pipeline)
 
 
 def revision(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> int:

@@ -171,6 +171,15 @@ class PostgresTarget:
             if noted.rowcount != 1:
                 raise self._fenced()
 
+    def note_publication(self, oid: int) -> None:
+        """The slot can read the publication of that OID. Raises Fenced."""
+        with self._call():
+            executor = self._executing()
+            noted = executor.run(*self._control.publication(self._epoch, oid))
+            executor.sync()
+            if noted.rowcount != 1:
+                raise self._fenced()
+
     def _read_sums(self, connection: psycopg.Connection[Any]) -> RunningSums:
         states = control.read_states(connection, self._schema, self._pipeline)
         streaming = [route for route, state in states.items() if state.state == STREAMING]
@@ -407,7 +416,8 @@ class PostgresTarget:
             raise TowlineError(
                 f"a commit at {format_lsn(position)} is before the checkpoint {format_lsn(self._position)}"
             )
-        advanced = executor.run(*self._control.advance(self._epoch, position, commit_time), prepare=True)
+        moved = self._control.advance(self._epoch, position, commit_time, self._applying().read)
+        advanced = executor.run(*moved, prepare=True)
         executor.run("COMMIT")
         executor.sync()
         self._open = False

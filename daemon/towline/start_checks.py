@@ -2,8 +2,9 @@
 
 **Timelines.** A server that is promoted, or restored to a point in time, begins a new timeline at some position of the
 old one. What the old server wrote beyond that position is not in the new one's history. So going on is right if and
-only if the checkpoint's timeline is an ancestor of the source's, and was left at or after the checkpoint's position:
-else the target has transactions that the source has lost.
+only if the checkpoint's timeline is an ancestor of the source's, and was left at or after the checkpoint's position
+and that of rows that were read from the source's tables again: else the target has transactions that the source has
+lost.
 """
 
 from __future__ import annotations
@@ -106,12 +107,15 @@ def _check_identity(checkpoint: Checkpoint, now: SourceNow) -> bool:
 
 
 def _check_timeline(checkpoint: Checkpoint, here: Identity, history: History) -> None:
+    """What was read from the source's tables ahead of the checkpoint counts as well: it may be of lost transactions."""
     timeline = checkpoint.identity.timeline
     where = f"the source is on timeline {here.timeline}, the checkpoint is at {format_lsn(checkpoint.position)}"
+    if checkpoint.ahead > checkpoint.position:
+        where += f" (with rows that were read at {format_lsn(checkpoint.ahead)})"
     if here.timeline < timeline:
         raise TimelineUnrelated(f"{where} of the later timeline {timeline}")
     left_at = history(here.timeline).get(timeline)
     if left_at is None:
         raise TimelineUnrelated(f"{where} of timeline {timeline}, which is not in its history")
-    if checkpoint.position > left_at:
+    if max(checkpoint.position, checkpoint.ahead) > left_at:
         raise TimelineDiverged(f"{where} of timeline {timeline}, which the source left at {format_lsn(left_at)}")

@@ -116,6 +116,15 @@ def test_a_promotion(position: int, right: bool) -> None:
         check_start(checkpoint, promoted)
 
 
+def test_rows_that_were_read_ahead() -> None:
+    """They may be of transactions that the new primary does not have, though the checkpoint is before these."""
+    promoted = now(replace(WAS, timeline=3))
+    assert check_start(replace(CHECKPOINT, position=99, ahead=100), promoted) is True
+    assert check_start(replace(CHECKPOINT, ahead=101), now()) is False
+    with pytest.raises(TimelineDiverged, match="with rows that were read at 0/65"):
+        check_start(replace(CHECKPOINT, position=99, ahead=101), promoted)
+
+
 def test_a_slot_that_the_file_names_anew() -> None:
     """What is missing is the one that the file names now, whatever the checkpoint was of."""
     with pytest.raises(SlotMissing, match=r"slot new does not exist; the checkpoint is at 0/64 of slot s, which"):

@@ -450,4 +450,6 @@ def test_slots_for_failover(server: Server, new_database: NewDatabase) -> None:
             execute(connection, plan(connection, wanted, failover=failover, **ways))
             assert connection.execute(query).fetchone() == (failover,)
             assert plan(connection, wanted, failover=failover, **ways) == []
+            details = [each.detail for each in check(connection, wanted, failover=True, **ways)]
+            assert any("is not for failover" in detail for detail in details) is not failover
         drop(connection, slot=SLOT, publication=PUBLICATION)

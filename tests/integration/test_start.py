@@ -21,7 +21,9 @@ from towline.errors import (
     SourceReplaced,
     SourceTruncated,
     SourceUnavailable,
+    TimelineUnrelated,
 )
+from towline.status import read
 
 ROUTES = "  - {from: public.*, into: replica.*}"
 
@@ -107,8 +109,21 @@ def test_the_database_is_another(line: Line, pg18: Server, new_database: NewData
 def test_the_source_was_promoted(line: Line) -> None:
     """Another timeline: the log may have parted from the one that the checkpoint is of."""
     line.at_hub("UPDATE towline.checkpoint SET timeline = timeline + 1")
-    with pytest.raises(SourceReplaced):
+    with pytest.raises(TimelineUnrelated):
         line.run()
+    assert [trouble.code for trouble in read(line.config).errors] == ["TL-327"]
+
+
+def test_the_slot_is_not_for_failover(line: Line, caplog: pytest.LogCaptureFixture) -> None:
+    """`failover: true` was written into the file, and `apply` has not been run: the start says what no standby has."""
+    text = line.path.read_text("utf-8")
+    line.path.write_text(text.replace("plugin: pgoutput", "plugin: pgoutput, failover: true"), "utf-8")
+    line.run()
+    assert "slot_not_for_failover" in caplog.text
+    caplog.clear()
+    line.apply()
+    line.run()
+    assert "slot_not_for_failover" not in caplog.text
 
 
 def test_the_slot_is_in_use(line: Line) -> None:
@@ -158,6 +173,20 @@ def test_the_source_is_away(line: Line) -> None:
     with pytest.raises(SourceUnavailable) as caught:
         line.run()
     assert "sesame" not in f"{caught.value} {caught.value.advice}"
+
+
+def test_rows_that_are_read_again_are_noted(line: Line) -> None:
+    """How far ahead of the log the target may be is durable with the rows: a failover needs to know."""
+    line.at_source("CREATE TABLE big (id int PRIMARY KEY, n int, v text); ALTER TABLE big ALTER v SET STORAGE EXTERNAL")
+    line.at_source("INSERT INTO big VALUES (1, 1, repeat('x', 100000))")
+    line.apply()
+    line.run()
+    assert line.at_hub("SELECT ahead::text FROM towline.checkpoint") == [("0/0",)]
+    line.at_hub("DELETE FROM replica.big")
+    line.at_source("UPDATE big SET n = 2")  # the log leaves v out, since it has not changed
+    line.run()
+    assert line.same("big", "replica.big") == 1
+    assert line.at_hub("SELECT ahead > '0/0' FROM towline.checkpoint") == [(True,)]
 
 
 def test_new_tables_of_a_pattern_do_not_stop_the_others(line: Line) -> None:

@@ -209,13 +209,21 @@ def _failover_findings(
             "`failover: true` needs PostgreSQL 17 or newer: standbys of older ones keep no copy of a slot",
             "Take `failover` out of the pipeline file. After a promotion, run `towline resync`.",
         )
-    elif server.in_recovery and not state.exists:
+        return
+    if server.in_recovery and not state.exists:
         yield _fatal(
             SourceSettings,
             "the source is a standby, and a slot that is made there cannot be copied to another one",
             "Name the primary as the source, or take `failover` out of the pipeline file.",
         )
-    elif not server.synchronized_standby_slots:
+        return
+    if state.exists and not state.failover:
+        yield _warning(
+            SourceSettings,
+            f"replication slot {slot} is not for failover: no standby keeps a copy of it",
+            "Stop the daemon, run `towline apply`, and start it again.",
+        )
+    if not server.synchronized_standby_slots:
         yield _warning(
             SourceSettings,
             f"synchronized_standby_slots is empty: the pipeline may read what no standby has yet from slot {slot}, and "

@@ -13,12 +13,15 @@ from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from towline import plan, resync
 from towline.cli import cli
+from towline.demo.programs import embedded_bindir
 from towline.demo.server import Server
 from towline.errors import (
+    AlreadyRunning,
     NotSetUp,
     ResyncUnfinished,
     RowRefused,
     SlotAhead,
+    SlotLost,
     SlotMissing,
     SlotOfAnotherPlugin,
     SlotUnusable,
@@ -26,6 +29,8 @@ from towline.errors import (
     SourceRewound,
     TowlineError,
 )
+from towline.status import read
+from towline.target.postgres.ledger import lock_key
 
 ROUTES = """
   - {from: public.*, into: replica.*}
@@ -263,6 +268,43 @@ def test_another_slot_is_never_dropped(line: Line) -> None:
     assert again(line).exit_code == 0
     line.run()
     equal(line)
+
+
+def test_a_daemon_runs(line: Line) -> None:
+    """What has a slot made anew waits for nobody who reads from it: it is refused, and nothing is changed."""
+    drop(line)
+    before = line.at_hub("SELECT position, epoch FROM towline.checkpoint")
+    with psycopg.connect(line.hub) as daemon:
+        daemon.execute("SELECT pg_advisory_lock(%s)", (lock_key(line.config.target.schema_name, line.config.pipeline),))
+        refused = again(line)
+    assert (refused.exit_code, "TL-502" in refused.output) == (int(AlreadyRunning.action), True)
+    assert line.at_hub("SELECT position, epoch FROM towline.checkpoint") == before
+
+
+def test_a_slot_that_was_really_lost(scratch: Path, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
+    """The source has removed its log: every verb says so, and with which code, and resync makes it anew."""
+    settings = {"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+    with Server(scratch / "keeps_little", embedded_bindir(), settings=settings, durable=False) as server:
+        line = Line.make(tmp_path, server.dsn(), new_database(hub18), "  - {from: public.t, into: replica.t}")
+        line.at_source("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)")
+        line.apply()
+        line.run()
+        line.at_source("DELETE FROM t WHERE id = 1; INSERT INTO t VALUES (3)")
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            for _ in range(3):
+                connection.execute("SELECT pg_switch_wal()")
+                connection.execute("CHECKPOINT")
+        assert line.at_source("SELECT wal_status FROM pg_replication_slots") == [("lost",)]
+        for verb in ("check", "apply"):
+            said = CliRunner().invoke(cli, [verb, str(line.path)])
+            assert (said.exit_code, "TL-322" in said.output) == (3, True), verb
+        assert [trouble.code for trouble in read(line.config).errors] == ["TL-322"]
+        with pytest.raises(SlotLost):
+            line.run()
+        assert again(line).exit_code == 0
+        line.run()
+        assert line.same("t", "replica.t") == 2
+        assert read(line.config).errors == ()
 
 
 def test_nothing_was_set_up(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:

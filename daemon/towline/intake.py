@@ -274,11 +274,8 @@ class _Look:
     def publish(self) -> bool:
         """Extend the publication's lists of columns by what routes have come to take. False: nothing was to be done."""
         config = self._config.source
-        if (
-            self._interrupted
-            or config.plugin != "pgoutput"
-            or not any(self._fresh(route)[0] for route in self._routes if route.identity)
-        ):
+        fresh = any(all(self._fresh(route)) for route in self._routes)
+        if self._interrupted or config.plugin != "pgoutput" or not fresh:
             return False
         with translating("source"):
             found = publication.read(self._source, config.publication)

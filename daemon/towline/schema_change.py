@@ -24,6 +24,7 @@ class Kind(enum.StrEnum):
     DROPPED = "column dropped"
     RENAMED = "column renamed"
     REPLACED = "column dropped and added again"
+    TAKEN = "column's name given to another"
     TYPE = "column type changed"
     IDENTITY = "replica identity changed"
     TABLE_DROPPED = "table dropped"
@@ -34,12 +35,15 @@ class Kind(enum.StrEnum):
 
 #: Differences of a whole table, which is not there any more.
 GONE = frozenset({Kind.TABLE_DROPPED, Kind.TABLE_RENAMED, Kind.TABLE_MOVED})
+#: Differences after which a name stands for another column than before.
+_ANOTHER = frozenset({Kind.REPLACED, Kind.TAKEN})
 
 _ERRORS: Mapping[Kind, type[SourceTableChanged]] = {
     Kind.ADDED: ColumnAdded,
     Kind.DROPPED: ColumnChanged,
     Kind.RENAMED: ColumnChanged,
     Kind.REPLACED: ColumnChanged,
+    Kind.TAKEN: ColumnChanged,
     Kind.TYPE: ColumnChanged,
     Kind.IDENTITY: IdentityChanged,
     Kind.TABLE_DROPPED: TableGone,
@@ -103,16 +107,15 @@ def _columns(was: Table, now: Table) -> list[Difference]:
     found = []
     for old in was.columns:
         new = by_number.get(old.number)
-        if new is None:
-            if now.has(old.name):
-                kind, then = Kind.REPLACED, now.column(old.name).type.sql
-            else:
-                kind, then = Kind.DROPPED, ""
-            found.append(Difference(kind, now.name, old.name, old.type.sql, then))
-        elif new.name != old.name:
+        if new is not None and new.name != old.name:
             found.append(Difference(Kind.RENAMED, now.name, old.name, old.name, new.name))
-        elif (new.type.oid, new.type.sql) != (old.type.oid, old.type.sql):
+        elif new is not None and (new.type.oid, new.type.sql) != (old.type.oid, old.type.sql):
             found.append(Difference(Kind.TYPE, now.name, old.name, old.type.sql, new.type.sql))
+        if now.has(old.name) and now.column(old.name).number != old.number:
+            kind = Kind.REPLACED if new is None else Kind.TAKEN
+            found.append(Difference(kind, now.name, old.name, old.type.sql, now.column(old.name).type.sql))
+        elif new is None:
+            found.append(Difference(Kind.DROPPED, now.name, old.name, old.type.sql))
     found += [
         Difference(Kind.ADDED, now.name, new.name, "", new.type.sql)
         for new in now.columns
@@ -147,13 +150,13 @@ def halts(difference: Difference, remembered: Remembered, policy: OnSchemaChange
         return False
     if kind in (Kind.TABLE_RECREATED, Kind.IDENTITY):
         return True
-    if kind in (Kind.TYPE, Kind.REPLACED) and column in remembered.table.identity:
+    if (kind is Kind.TYPE or kind in _ANOTHER) and column in remembered.table.identity:
         return True
     if policy is None or target is None or not target.has(column):
         return False  # the SELECT no longer names it; or the target no longer has it
     if kind is Kind.DROPPED:
         return policy is OnSchemaChange.HALT
-    return kind is Kind.RENAMED and policy is not OnSchemaChange.EVOLVE
+    return kind is Kind.RENAMED and (policy is not OnSchemaChange.EVOLVE or column in remembered.table.identity)
 
 
 def read_again(route: Route, remembered: Remembered, differences: Sequence[Difference]) -> tuple[frozenset[str], bool]:
@@ -169,7 +172,7 @@ def read_again(route: Route, remembered: Remembered, differences: Sequence[Diffe
         for difference in differences
         if difference.column in route.columns
         and (
-            difference.kind is Kind.REPLACED
+            difference.kind in _ANOTHER
             or (difference.kind is Kind.TYPE and not _widened(difference, remembered.table, route.source))
         )
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -371,6 +371,100 @@ def test_safe_changes_go_on(new_line: NewLine, server: str, plugin: str) -> None
     assert line.at_hub("SELECT id, v FROM replica.wide ORDER BY 1") == line.at_source(
         "SELECT id, v FROM wide ORDER BY 1"
     )
+
+
+# ---- names that pass from one column to another -------------------------------------------------------------------
+
+#: By table, what is done to it.
+PASSED_ON = {
+    "swap": "BEGIN; ALTER TABLE swap RENAME a TO t; ALTER TABLE swap RENAME b TO a; ALTER TABLE swap RENAME t TO b;"
+    " COMMIT",
+    "anew": "ALTER TABLE anew RENAME a TO a_old; ALTER TABLE anew ADD a int DEFAULT -7",
+    "over": "ALTER TABLE over RENAME a TO a_old; ALTER TABLE over RENAME b TO a",
+    "gone": "ALTER TABLE gone DROP a; ALTER TABLE gone RENAME b TO a",
+}
+TABLES = "; ".join(
+    f"CREATE TABLE {table} (id int PRIMARY KEY, a int, b int);"
+    f"INSERT INTO {table} SELECT n, n, 1000 + n FROM generate_series(1, 20) n"
+    for table in PASSED_ON
+)
+COPIES = "CREATE SCHEMA replica; " + "; ".join(
+    f"CREATE TABLE replica.{table} (id int PRIMARY KEY, a int, b int)" for table in PASSED_ON
+)
+
+
+def _pass_on(line: Line, rounds: int = 1, tables: Iterable[str] = PASSED_ON) -> None:
+    """Changes of rows, then of the names of columns, then of rows again."""
+    with psycopg.connect(line.source, autocommit=True) as connection:
+        for table in tables:
+            for n in range(rounds):
+                connection.execute(f"UPDATE {table} SET a = {100 + n}, b = -a WHERE id = {n % 20 + 1}".encode())
+            for statement in PASSED_ON[table].split(";"):
+                connection.execute(statement.encode())
+            connection.execute(f"UPDATE {table} SET a = 5 WHERE id IN (1, 20)".encode())
+            connection.execute(f"INSERT INTO {table} (id, a) VALUES (99, 1)".encode())
+            connection.execute(f"DELETE FROM {table} WHERE id = 9".encode())
+
+
+def _equal_in(line: Line, columns: str, tables: Iterable[str] = PASSED_ON) -> None:
+    for table in tables:
+        query = f"SELECT {columns} FROM {{}} ORDER BY id"
+        assert line.at_hub(query.format(f"replica.{table}")) == line.at_source(query.format(table)), table
+    assert line.verify().differing == 0
+
+
+@PLUGINS
+def test_names_that_pass_to_other_columns(new_line: NewLine, server: str, plugin: str) -> None:
+    """What a name stands for is told by the column's number. Rows are read again, also those of the many pieces that
+    are still in the log, before the change and after it, around the chunks of the copy."""
+    line = new_line(EVOLVE, TABLES)
+    line.path.write_text(line.path.read_text() + "batch: {max_rows: 3}\nsnapshot: {chunk_rows: 7}\n")
+    _pass_on(line, rounds=100)
+    line.run()
+    _equal_in(line, "id, a, b", ["swap"])
+    _equal_in(line, "id, a_old, a, b", ["anew"])
+    _equal_in(line, "id, a_old, a", ["over"])
+    _equal_in(line, "id, a", ["gone"])
+
+
+@PLUGINS
+def test_names_of_a_select_that_pass_to_other_columns(new_line: NewLine, server: str, plugin: str) -> None:
+    """It goes on where all its names are there, with what they stand for now, whatever was published of them."""
+    tables = ["swap", "anew", "over"]  # a column of a publication's list cannot be dropped
+    routes = (
+        f"  - {{name: {t}, from: public.{t}, into: replica.{t}, select: 'SELECT id, a FROM {t}'}}" for t in tables
+    )
+    line = new_line("\n".join(routes), TABLES, COPIES)
+    _pass_on(line, tables=tables)
+    line.run()
+    _equal_in(line, "id, a", tables)
+
+
+@PLUGINS
+def test_names_that_pass_to_other_columns_halt(new_line: NewLine, server: str, plugin: str) -> None:
+    """Nothing after the change is applied; what `apply` then accepts is read again."""
+    line = new_line("  - {from: public.*, into: replica.*}", TABLES)
+    _pass_on(line, rounds=5)
+    with pytest.raises(ColumnChanged, match="column renamed"):
+        line.run()
+    assert line.at_hub("SELECT a FROM replica.swap WHERE id = 5") == [(104,)]
+    assert line.at_hub("SELECT id FROM replica.gone WHERE a = 5 AND id <> 5 OR id = 99") == []
+    line.at_hub("ALTER TABLE replica.anew ADD a_old int; ALTER TABLE replica.over ADD a_old int")
+    line.apply()
+    line.run()
+    _equal_in(line, "id, a")
+
+
+def test_names_are_exchanged_while_running(new_line: NewLine) -> None:
+    """The order in which the log has columns shows it at its place."""
+    line = new_line("  - {from: public.*, into: replica.*}", TABLES)
+    with pytest.raises(ColumnChanged), running(line) as failed:
+        caught_up(line)
+        line.at_source("UPDATE swap SET a = 5 WHERE id = 7")
+        line.at_source(PASSED_ON["swap"])
+        line.at_source("UPDATE swap SET a = 6 WHERE id = 8")
+        until(lambda: bool(failed), 20)
+    assert line.at_hub("SELECT a FROM replica.swap WHERE id IN (7, 8) ORDER BY id") == [(5,), (8,)]
 
 
 # ---- new tables ---------------------------------------------------------------------------------------------------

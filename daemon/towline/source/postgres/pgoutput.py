@@ -238,7 +238,8 @@ def layout(sent: RelationSent, relation: Relation, lsn: int = NEWEST) -> Layout:
     """How tuples of a table become rows of the relation, in a transaction whose commit record starts at ``lsn``.
 
     A column may be absent, or of another type, where the log is from before the relation was described: then it is
-    not taken from there, as if it had not been sent. Raises SourceTableChanged, naming table and column.
+    not taken from there, as if it had not been sent. Columns come in the order of their numbers, so that another
+    order means that names are of other columns. Raises SourceTableChanged, naming table and column.
     """
     by_name = {column.name: number for number, column in enumerate(sent.columns)}
     places = [-1] * len(sent.columns)
@@ -265,6 +266,9 @@ def layout(sent: RelationSent, relation: Relation, lsn: int = NEWEST) -> Layout:
         if place in relation.key or column.name not in untrusted:
             places[number] = place
     check_added(sent.name, relation, by_name, lsn)
+    taken = [place for place in places if place >= 0]
+    if relation.described and newer and sent.name == relation.name and taken != sorted(taken):
+        raise SourceTableChanged(f"names of columns of {sent.name} are of other columns in the log at this point")
     return Layout(relation, tuple(places), sent.name)
 
 

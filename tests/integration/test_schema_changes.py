@@ -21,6 +21,12 @@ from towline.errors import (
     ColumnChanged,
     EvolutionRefused,
     IdentityChanged,
+    NotSetUp,
+    PublicationFiltered,
+    PublicationLacksColumn,
+    PublicationLacksOperation,
+    PublicationLacksTable,
+    PublicationNotViaRoot,
     SourceTableChanged,
     TableGone,
     TableRecreated,
@@ -465,6 +471,31 @@ def test_names_are_exchanged_while_running(new_line: NewLine) -> None:
         line.at_source("UPDATE swap SET a = 6 WHERE id = 8")
         until(lambda: bool(failed), 20)
     assert line.at_hub("SELECT a FROM replica.swap WHERE id IN (7, 8) ORDER BY id") == [(5,), (8,)]
+
+
+# ---- the publication ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("SET TABLE ONLY item WHERE (id > 1000), ONLY parts", PublicationFiltered),
+        ("SET TABLE ONLY item (id), ONLY parts", PublicationLacksColumn),
+        ("SET (publish = 'insert')", PublicationLacksOperation),
+        ("SET (publish_via_partition_root = false)", PublicationNotViaRoot),
+        ("DROP TABLE item", PublicationLacksTable),
+    ],
+)
+def test_a_publication_that_sends_less_halts(new_line: NewLine, change: str, error: type[NotSetUp]) -> None:
+    """What it leaves out from then on would be lost without a word: it is noticed at once, not at the next start."""
+    parts = "CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+    parts += "CREATE TABLE part PARTITION OF parts FOR VALUES FROM (0) TO (100)"
+    script = f"CREATE TABLE item (id int PRIMARY KEY, v text); {parts}"
+    line = new_line("  - {from: public.*, into: replica.*}", script)
+    with pytest.raises(error), running(line) as failed:
+        caught_up(line)
+        line.at_source(f'ALTER PUBLICATION "{line.config.source.publication}" {change}')
+        until(lambda: bool(failed), 20)
 
 
 # ---- new tables ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,9 @@ from towline_transforms.schema import TableName
 
 _SQL = statements.load("towline.source.postgres", "look.sql")
 
+#: The first version that publishes whole schemas.
+_SCHEMAS_SINCE = 150000
+
 
 def position(connection: psycopg.Connection[Any]) -> int:
     """Where the next record of the log begins, flushed or not."""
@@ -32,4 +35,8 @@ def footprint(connection: psycopg.Connection[Any], oids: Sequence[int], publicat
     """Another text when names, columns, keys or identity of those tables, or what is published, have changed."""
     row = connection.execute(_SQL["footprint"], {"oids": list(oids), "publication": publication}).fetchone()
     assert row is not None
-    return str(row[0])
+    if connection.info.server_version < _SCHEMAS_SINCE:
+        return str(row[0])
+    schemas = connection.execute(_SQL["schemas"], {"publication": publication}).fetchone()
+    assert schemas is not None
+    return f"{row[0]} {schemas[0]}"

@@ -27,8 +27,19 @@ FROM (
   FROM pg_index i
   WHERE i.indrelid = ANY (%(oids)s::oid[]) AND (i.indisprimary OR i.indisreplident) AND i.indisvalid
   UNION ALL
-  SELECT format('p %%s', r.prrelid)
+  -- As jsonb: with the row filter and the list of columns, which servers have from 15 on. The rows of what is set
+  -- anew have other OIDs; that of a publication another xmin, whatever ALTER did to it.
+  SELECT format('p %%s', to_jsonb(r))
   FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
   WHERE r.prrelid = ANY (%(oids)s::oid[]) AND p.pubname = %(publication)s
+  UNION ALL
+  SELECT format('o %%s %%s', p.xmin, to_jsonb(p)) FROM pg_publication p WHERE p.pubname = %(publication)s
 ) AS part
+;
+
+-- name: schemas
+-- From 15 on: the schemas that are published as a whole.
+SELECT coalesce(string_agg(s.pnnspid::text, ' ' ORDER BY s.pnnspid), '')
+FROM pg_publication_namespace s JOIN pg_publication p ON p.oid = s.pnpubid
+WHERE p.pubname = %(publication)s
 ;

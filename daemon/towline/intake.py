@@ -32,7 +32,7 @@ from towline.target.postgres import control, source_tables
 from towline.target.postgres import setup as target_setup
 from towline.target.postgres.probe import probe
 from towline_transforms.check import check_routes, expand, tables_needed
-from towline_transforms.problems import RouteError
+from towline_transforms.problems import Problem, RouteError
 from towline_transforms.route import OnSchemaChange, Route
 from towline_transforms.schema import Table, TableName
 
@@ -121,6 +121,7 @@ class _Look:
         versions: Mapping[int, str] = self._standing.versions if self._standing is not None else {}
         self._interrupted = tuple(memory.interrupted(self._kept, self._known, versions))
         self._halting: dict[str, list[Difference]] = {}
+        self._problems: list[Problem] = []
         self._frozen: dict[TableName, Remembered] = {}
         self._differences: dict[str, tuple[Difference, ...]] = {}
         self._compare()
@@ -207,6 +208,7 @@ class _Look:
                     raise self._error() from error
                 if not changed or any(problem.route not in self._differences for problem in error.problems):
                     raise refused(error.problems) from error
+                self._problems += [problem for problem in error.problems if problem.route in changed]
                 for route, differences in changed.items():
                     self._freeze(route, differences)
 
@@ -217,7 +219,11 @@ class _Look:
 
     def _error(self) -> SourceTableChanged:
         differences = [each for found in self._halting.values() for each in found]
-        return error_for(differences, list(self._halting))
+        first = self._problems[:1]
+        more = "".join(f"{each.kind.code}: {each.where}: {each.detail}" for each in first)
+        return error_for(
+            differences, list(self._halting), more=more, hint="".join(_remedy(problem) for problem in first)
+        )
 
     # ---- how to go on ----------------------------------------------------------------------------------------
 
@@ -358,6 +364,10 @@ class _Look:
         if column in fresh or (again and not difference.column):
             return "read again"
         return "go on"
+
+
+def _remedy(problem: Problem) -> str:
+    return f"{problem.remedy} Then start again: it goes on from the checkpoint. `towline check` says all that is wrong."
 
 
 def waiting(prepared: Prepared) -> tuple[Change, ...]:

@@ -69,9 +69,13 @@ class Problem:
     detail: str
     remedy: str
 
+    @property
+    def where(self) -> str:
+        """Which route, and which column."""
+        return f"route {self.route}" + (f", column {self.column}" if self.column else "")
+
     def __str__(self) -> str:
-        where = f"route {self.route}" + (f", column {self.column}" if self.column else "")
-        return f"{self.kind.code}: {where}: {self.detail} {self.remedy}"
+        return f"{self.kind.code}: {self.where}: {self.detail} {self.remedy}"
 
 
 class RouteError(ValueError):

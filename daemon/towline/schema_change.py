@@ -26,6 +26,7 @@ class Kind(enum.StrEnum):
     REPLACED = "column dropped and added again"
     TAKEN = "column's name given to another"
     TYPE = "column type changed"
+    GENERATED = "column no longer generated"
     IDENTITY = "replica identity changed"
     TABLE_DROPPED = "table dropped"
     TABLE_RENAMED = "table renamed"
@@ -45,6 +46,7 @@ _ERRORS: Mapping[Kind, type[SourceTableChanged]] = {
     Kind.REPLACED: ColumnChanged,
     Kind.TAKEN: ColumnChanged,
     Kind.TYPE: ColumnChanged,
+    Kind.GENERATED: ColumnChanged,
     Kind.IDENTITY: IdentityChanged,
     Kind.TABLE_DROPPED: TableGone,
     Kind.TABLE_RENAMED: TableGone,
@@ -111,9 +113,14 @@ def _columns(was: Table, now: Table) -> list[Difference]:
             found.append(Difference(Kind.RENAMED, now.name, old.name, old.name, new.name))
         elif new is not None and (new.type.oid, new.type.sql) != (old.type.oid, old.type.sql):
             found.append(Difference(Kind.TYPE, now.name, old.name, old.type.sql, new.type.sql))
-        if now.has(old.name) and now.column(old.name).number != old.number:
-            kind = Kind.REPLACED if new is None else Kind.TAKEN
-            found.append(Difference(kind, now.name, old.name, old.type.sql, now.column(old.name).type.sql))
+        elif new is not None and old.generated is not None and new.generated is None:
+            found.append(Difference(Kind.GENERATED, now.name, old.name, old.type.sql, new.type.sql))
+        if now.has(old.name) and (holder := now.column(old.name)).number != old.number:
+            if old.generated is None and holder.generated is not None:  # which the log does not have
+                kind, then = Kind.DROPPED, "generated"
+            else:
+                kind, then = (Kind.REPLACED if new is None else Kind.TAKEN), holder.type.sql
+            found.append(Difference(kind, now.name, old.name, old.type.sql, then))
         elif new is None:
             found.append(Difference(Kind.DROPPED, now.name, old.name, old.type.sql))
     found += [
@@ -153,9 +160,9 @@ def halts(difference: Difference, remembered: Remembered, policy: OnSchemaChange
     if (kind is Kind.TYPE or kind in _ANOTHER) and column in remembered.table.identity:
         return True
     if policy is None or target is None or not target.has(column):
-        return False  # the SELECT no longer names it; or the target no longer has it
+        return False  # the SELECT no longer names it; or the target no longer has it (or makes it, see below)
     if kind is Kind.DROPPED:
-        return policy is OnSchemaChange.HALT
+        return policy is OnSchemaChange.HALT and target.column(column).generated is None
     return kind is Kind.RENAMED and (policy is not OnSchemaChange.EVOLVE or column in remembered.table.identity)
 
 

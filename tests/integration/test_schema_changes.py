@@ -473,6 +473,36 @@ def test_names_are_exchanged_while_running(new_line: NewLine) -> None:
     assert line.at_hub("SELECT a FROM replica.swap WHERE id IN (7, 8) ORDER BY id") == [(5,), (8,)]
 
 
+@PLUGINS
+def test_a_column_that_is_no_longer_generated(new_line: NewLine, server: str, plugin: str) -> None:
+    """DROP EXPRESSION: what it has from then on is its own, and cannot go into what the target generates."""
+    script = (
+        "CREATE TABLE item (id int PRIMARY KEY, g int GENERATED ALWAYS AS (id * 2) STORED); INSERT INTO item VALUES (1)"
+    )
+    line = new_line(EVOLVE, script)
+    line.at_source("ALTER TABLE item ALTER g DROP EXPRESSION; INSERT INTO item VALUES (2, 99)")
+    with pytest.raises(ColumnChanged, match="column no longer generated: g") as raised:
+        line.run()
+    assert "TL-212" in raised.value.detail and "DROP EXPRESSION" in raised.value.advice
+    line.at_hub("ALTER TABLE replica.item ALTER g DROP EXPRESSION")
+    line.run()
+    line.same("item", "replica.item")
+    assert line.verify().differing == 0
+
+
+def test_a_column_to_add_that_the_target_has(new_line: NewLine) -> None:
+    """With another type: the error says so, and what to do about it; and not to set what is set already."""
+    line = new_line(EVOLVE)
+    line.at_hub("ALTER TABLE replica.item ADD n text")
+    line.at_source("ALTER TABLE item ADD n int DEFAULT 4")
+    with pytest.raises(ColumnAdded, match=r"TL-214: .* column n: It is integer at the source and text at") as raised:
+        line.run()
+    assert raised.value.advice.startswith('ALTER TABLE "replica"."item" ALTER COLUMN "n" TYPE integer')
+    line.at_hub("ALTER TABLE replica.item ALTER n TYPE int USING n::int")
+    line.run()
+    equal(line)
+
+
 # ---- the publication ----------------------------------------------------------------------------------------------
 
 

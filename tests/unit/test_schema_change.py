@@ -14,8 +14,16 @@ HALT, EVOLVE, IGNORE = OnSchemaChange.HALT, OnSchemaChange.EVOLVE, OnSchemaChang
 
 
 def item(*columns: str, oid: int = 1) -> Table:
-    """Each column is its name and its number."""
-    made = [Column(each[:-1], TYPES["int"], number=int(each[-1])) for each in columns]
+    """Each column is its name and its number; ``=`` after it for a generated one."""
+    made = [
+        Column(
+            each.rstrip("=")[:-1],
+            TYPES["int"],
+            number=int(each.rstrip("=")[-1]),
+            generated="1" if "=" in each else None,
+        )
+        for each in columns
+    ]
     key = next(column.name for column in made if column.number == 1)
     return Table(ITEM, tuple(made), (key,), (key,), oid=oid)
 
@@ -41,11 +49,18 @@ WAS = item("id1", "a2", "b3")
         (item("id1", "b3", "a4"), [(Kind.REPLACED, "a")]),
         (item("id1", "b3"), [(Kind.DROPPED, "a")]),
         (item("id1", "a2", "b3", "c4"), [(Kind.ADDED, "c")]),
+        (item("id1", "b3", "a4="), [(Kind.DROPPED, "a")]),
     ],
 )
 def test_what_a_name_stands_for(now: Table, differences: list[tuple[Kind, str]]) -> None:
     """Each old name that is now of another column is a difference of its own."""
     assert found(WAS, now) == differences
+
+
+def test_a_column_that_is_no_longer_generated() -> None:
+    """From then on it has values of its own, in the log."""
+    assert found(item("id1", "a2="), item("id1", "a2")) == [(Kind.GENERATED, "a")]
+    assert found(item("id1", "a2="), item("id1", "a2=")) == []
 
 
 def test_the_key_is_never_read_again_under_another_meaning() -> None:

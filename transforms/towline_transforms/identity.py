@@ -31,7 +31,6 @@ def identity_route(
     added: list[Column] = []
     left_out: tuple[str, ...] = ()
     if found is not None:
-        columns = tuple(name for name in columns if not (found.has(name) and found.column(name).generated is not None))
         lacking = [name for name in columns if not found.has(name) and name not in source.identity]
         if spec.on_schema_change is OnSchemaChange.EVOLVE:
             added = [_placed(source.column(name), placement, report) for name in lacking]
@@ -41,15 +40,6 @@ def identity_route(
             columns = tuple(name for name in columns if name not in left_out)
         _match_columns(spec, source, found, columns, placement, report)
     key = _key(spec, source, target, report)
-    if found is not None:
-        for name in source.identity:
-            if found.has(name) and found.column(name).generated is not None:
-                report.add(
-                    ProblemKind.TARGET_TABLE,
-                    f"It is generated at the target {spec.into}, and names a row at the source.",
-                    f"ALTER TABLE {quote_table(spec.into)} ALTER COLUMN {quote(name)} DROP EXPRESSION;",
-                    name,
-                )
     check_always(spec, target, columns, key, report)
     check_mark(spec, target, columns, report)
     if not report.ok:
@@ -109,7 +99,10 @@ def _derived(spec: RouteSpec, source: Table, placement: Placement, report: Repor
 def _match_columns(
     spec: RouteSpec, source: Table, target: Table, columns: tuple[str, ...], placement: Placement, report: Report
 ) -> None:
-    """Every column has its counterpart, of a type that holds its values exactly; the target's others need no value."""
+    """Every column has its counterpart, of a type that holds its values exactly; the target's others need no value.
+
+    What the target generates by itself it may only do so where the source does.
+    """
     for name in columns:
         kind = source.column(name).type
         if not target.has(name):
@@ -117,8 +110,16 @@ def _match_columns(
                 ProblemKind.TARGET_TABLE,
                 f"{spec.into} has no such column. {suggest(name, (c.name for c in target.columns))}".rstrip(),
                 f"ALTER TABLE {quote_table(spec.into)} ADD COLUMN {quote(name)} {_sql(kind, placement)}; "
-                "or write a SELECT that names the columns to fill. A default that the source gave to rows without a "
-                "change comes with `towline verify --repair`.",
+                "or write a SELECT that names the columns to fill. The rows that are there already get its values from "
+                "the source.",
+                name,
+            )
+        elif target.column(name).generated is not None:
+            report.add(
+                ProblemKind.TARGET_TABLE,
+                f"It is generated at the target {spec.into}, and has values of its own at the source.",
+                f"ALTER TABLE {quote_table(spec.into)} ALTER COLUMN {quote(name)} DROP EXPRESSION; "
+                "or write a SELECT that leaves it out.",
                 name,
             )
         elif not placement.carries(kind, target.column(name).type):

@@ -120,10 +120,10 @@ def test_existing_table() -> None:
 
 
 def test_identity_always_is_filled_and_generated_is_not() -> None:
-    """What GENERATED ALWAYS AS IDENTITY makes can be overridden; a generated column of the target is left alone."""
-    target = orders_at_target("id int#!, code varchar20!, total numeric10_2, note text=")
+    """What GENERATED ALWAYS AS IDENTITY makes can be overridden; what both ends generate is left alone."""
+    target = orders_at_target("id int#!, code varchar20!, total numeric10_2, note text, twice numeric=, own text=")
     found = one(route(source="public.orders", into="hub.orders"), catalog(ORDERS), target)
-    assert found.columns == ("id", "code", "total")
+    assert found.columns == ("id", "code", "total", "note")
 
 
 def test_key_is_the_targets_unique_key_of_the_identity() -> None:
@@ -328,6 +328,8 @@ BAD = [
         orders_at_target(AS_IS, unique=("code",)), K.KEY, "code", "key: [id]"),
     Bad("key-generated", PLAIN, catalog(ORDERS), orders_at_target(AS_IS.replace("int!", "int=!")),
         K.TARGET_TABLE, "id", "DROP EXPRESSION"),
+    Bad("generated-at-target", PLAIN, catalog(ORDERS), orders_at_target(AS_IS.replace("note text", "note text=")),
+        K.TARGET_TABLE, "note", "DROP EXPRESSION"),
     Bad("no-identity", PLAIN, catalog(table("public.orders", "id int", reason="It has no primary key.")), EMPTY,
         K.IDENTITY, says="REPLICA IDENTITY FULL alone is not enough"),
     Bad("identity-by-index", PLAIN, catalog(table("public.orders", "id int!, a int", unique=("id", "a"))), EMPTY,

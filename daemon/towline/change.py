@@ -55,7 +55,8 @@ class Relation:
     was read there; what differs later has changed since. ``since``: columns with a position before which the log's
     values are not theirs (they were added, made anew or given another type). ``waiting``: columns that were added to
     the table and that its routes neither take nor may leave out. ``frozen``: this is the table of before a change that
-    halts, up to where the log shows it.
+    halts, up to where the log shows it. ``swept``: a position before which rows that went without a word in the log are
+    of no consequence, since all are copied again, and those that the source no longer has are removed then.
     ``key`` gives the places, among ``columns``, of the columns of the table's identity.
     """
 
@@ -67,6 +68,7 @@ class Relation:
     since: tuple[tuple[str, int], ...] = ()
     waiting: frozenset[str] = frozenset()
     frozen: bool = False
+    swept: int = 0
     key: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -420,13 +420,24 @@ class TableGone(SourceTableChanged):
     )
 
 
+class PartitionDetached(SourceTableChanged):
+    """A partition of a routed table was detached or dropped: its rows are gone at the source, not at the target."""
+
+    code = "TL-338"
+    remedy = (
+        "Attach it again; or run `towline apply`, which takes the table as it is now, and start again: rows that the "
+        "source no longer has are then removed from the target. With `on_truncate: delete` that needs no person, with "
+        "`ignore` they stay."
+    )
+
+
 class TableRecreated(SourceTableChanged):
     """A routed table was dropped and made anew, or another one was given its name."""
 
     code = "TL-319"
     remedy = (
-        "If the new table is to be replicated: `towline apply` has it copied at the next start, and `towline verify "
-        "--repair` then removes the rows that were only in the old one."
+        "If the new table is to be replicated: `towline apply` has it copied at the next start, which then removes the "
+        "rows that were only in the old one."
     )
 
 

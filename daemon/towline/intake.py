@@ -23,7 +23,18 @@ from towline.logs import event
 from towline.plan import Prepared, refused, sessions, without_new
 from towline.postgres import catalog
 from towline.postgres.session import translating
-from towline.schema_change import Difference, Kind, Remembered, compare, error_for, halts, needed, read_again
+from towline.schema_change import (
+    Again,
+    Difference,
+    Kind,
+    Remembered,
+    came,
+    compare,
+    error_for,
+    halts,
+    needed,
+    read_again,
+)
 from towline.source import Identity
 from towline.source.postgres import identity, look, publication, published
 from towline.source.postgres.relations import relations_of
@@ -31,6 +42,7 @@ from towline.target import RouteState
 from towline.target.postgres import control, source_tables
 from towline.target.postgres import setup as target_setup
 from towline.target.postgres.probe import probe
+from towline.target.postgres.resync import sweep
 from towline_transforms.check import check_routes, expand, tables_needed
 from towline_transforms.problems import Problem, RouteError
 from towline_transforms.route import OnSchemaChange, Route
@@ -52,8 +64,8 @@ class Change:
 class Adoption:
     """What is to be made durable at the target, in one transaction, before the stream begins.
 
-    ``ddl``: columns (and their types) to add; ``rows``: statements that remember tables; ``again``: routes whose rows
-    are all to be read again.
+    ``ddl``: columns (and their types) to add; ``rows``: statements that remember tables, and what is to be swept;
+    ``again``: routes whose rows are all to be read again.
     """
 
     ddl: tuple[str, ...] = ()
@@ -150,6 +162,8 @@ class _Look:
                 self._now = without_new(self._config, now, self._known)
                 tables = [*self._now.tables.values(), *(each.table for each in self._kept.values())]
                 self._oids = tuple(sorted({table.oid for table in tables}))
+                new = {oid for e in self._kept.values() for oid in came(e.table, now.get(e.table.name)).values()}
+                self._filled = look.filled(source, sorted(new))
                 self._footprint = look.footprint(source, self._oids, self._config.source.publication)
                 if self._config.source.plugin == "pgoutput":
                     self._standing = published.standing(source, self._config.source.publication, self._oids)
@@ -175,9 +189,12 @@ class _Look:
                 continue  # it is no longer in the file
             now = self._now.tables.get(spec.source)
             differences = compare(each.table, now, self._elsewhere.get(each.table.oid))
+            new = came(each.table, now)
+            differences = tuple(d for d in differences if d.kind is not Kind.ATTACHED or new[d.now] in self._filled)
             self._differences[route] = differences
             policy = spec.on_schema_change if spec.select is None else None
-            found = [d for d in differences if halts(d, each, policy, self._there.get(spec.into))]
+            target = self._there.get(spec.into)
+            found = [d for d in differences if halts(d, each, policy, target, spec.on_truncate)]
             if found:
                 self._freeze(route, found)
 
@@ -186,7 +203,7 @@ class _Look:
         self._halting[route] = differences
         each, name = self._kept[route], self._specs[route].source
         now = self._now.tables.get(name)
-        partitions = now.partitions if now is not None else ()
+        partitions = tuple(dict.fromkeys((*each.table.partitions, *(now.partitions if now is not None else ()))))
         self._frozen[name] = each
         self._used[name] = replace(each.table, name=name, partitions=partitions)
 
@@ -227,16 +244,16 @@ class _Look:
 
     # ---- how to go on ----------------------------------------------------------------------------------------
 
-    def _fresh(self, route: Route) -> tuple[frozenset[str], bool]:
-        """The route's columns that have to be read again for changes of before now, and whether all rows have to be."""
+    def _again(self, route: Route) -> Again:
+        """What has to be read again of the route."""
         each = self._kept.get(route.name)
         if each is None:
-            return frozenset(route.added), bool(route.added)
+            return Again(frozenset(route.added), bool(route.added))
         return read_again(route, each, self._differences.get(route.name, ()))
 
     def _remember(self, route: Route) -> Remembered:
         each = self._kept.get(route.name)
-        fresh, _ = self._fresh(route)
+        fresh = self._again(route).columns
         since = {name: at for name, at in (each.since if each else {}).items() if name in route.columns}
         since.update(dict.fromkeys(fresh, self._after))
         made = Remembered(
@@ -275,13 +292,29 @@ class _Look:
                 since[name] = max(at, since.get(name, 0))
             if route.on_schema_change is OnSchemaChange.HALT:
                 waiting.update(route.left_out)
-        return replace(relation, described=self._before, since=tuple(sorted(since.items())), waiting=frozenset(waiting))
+        return replace(
+            relation,
+            described=self._before,
+            since=tuple(sorted(since.items())),
+            waiting=frozenset(waiting),
+            swept=self._after if all(self._is_swept(route) for route in routes) else 0,
+        )
+
+    def _is_swept(self, route: Route) -> bool:
+        """Whether all that the source no longer has now will be removed from the target."""
+        known = self._known.get(route.name)
+        return self._again(route).sweep or (known is not None and known.sweep)
+
+    def _wanting(self, route: Route) -> bool:
+        """Whether the route takes what may not be published yet, and is to be copied with it."""
+        again = self._again(route)
+        return again.everywhere and bool(again.columns)
 
     def publish(self) -> bool:
         """Extend the publication's lists of columns by what routes have come to take. False: nothing was to be done."""
         config = self._config.source
-        fresh = any(all(self._fresh(route)) for route in self._routes)
-        if self._interrupted or config.plugin != "pgoutput" or not fresh:
+        wanting = any(self._wanting(route) for route in self._routes)
+        if self._interrupted or config.plugin != "pgoutput" or not wanting:
             return False
         with translating("source"):
             found = publication.read(self._source, config.publication)
@@ -306,18 +339,15 @@ class _Look:
         config = self._config
         schema, name = config.target.schema_name, config.pipeline
         going = [route for route in self._routes if route.source.name not in self._frozen]
+        swept = [route.name for route in going if self._again(route).sweep]
         return Intake(
             prepared=Prepared(
                 config, self._routes, self._relations, self._now, self._there, self._source, self._target
             ),
             adoption=Adoption(
                 ddl=self._ddl([route for route in going if route.added]),
-                rows=tuple(
-                    source_tables.write(schema, name, memory.row(self._memories[route.name]))
-                    for route in going
-                    if self._memories[route.name] is not self._kept.get(route.name)
-                ),
-                again=frozenset(route.name for route in going if self._fresh(route)[1]),
+                rows=(*self._remembering(going), *([sweep(schema, name, swept)] if swept else [])),
+                again=frozenset(route.name for route in going if self._again(route).everywhere),
             ),
             changes=tuple(self._changes()),
             halt=self._error() if self._halting else None,
@@ -331,6 +361,12 @@ class _Look:
             publication=self._standing,
             interrupted=self._interrupted,
         )
+
+    def _remembering(self, routes: list[Route]) -> Iterator[str]:
+        schema, name = self._config.target.schema_name, self._config.pipeline
+        for route in routes:
+            if (made := self._memories[route.name]) is not self._kept.get(route.name):
+                yield source_tables.write(schema, name, memory.row(made))
 
     def _ddl(self, routes: list[Route]) -> tuple[str, ...]:
         if not routes:
@@ -356,13 +392,15 @@ class _Look:
 
     def _action(self, route: Route, difference: Difference) -> str:
         column = difference.now if difference.kind is Kind.RENAMED else difference.column
-        fresh, again = self._fresh(route)
+        again = self._again(route)
         if column in route.added:
             return "add"
         if column in route.left_out:
             return "ignore" if route.on_schema_change is OnSchemaChange.IGNORE else "halt at its next change"
-        if column in fresh or (again and not difference.column):
+        if column in again.columns or (again.everywhere and not difference.column):
             return "read again"
+        if difference.kind is Kind.DETACHED and again.sweep:
+            return "remove its rows"
         return "go on"
 
 

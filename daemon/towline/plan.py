@@ -289,7 +289,7 @@ def _acceptances(prepared: Prepared) -> list[Step]:
         if (each := kept.get(route.name)) is not None:
             found = compare(each.table, route.source, elsewhere.get(each.table.oid))
             policy = route.on_schema_change if route.identity else None
-            if any(halts(difference, each, policy, route.target) for difference in found):
+            if any(halts(difference, each, policy, route.target, route.on_truncate) for difference in found):
                 changed.append(route.name)
     steps = []
     if changed:

@@ -10,10 +10,19 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from towline.errors import ColumnAdded, ColumnChanged, IdentityChanged, SourceTableChanged, TableGone, TableRecreated
+from towline.errors import (
+    ColumnAdded,
+    ColumnChanged,
+    IdentityChanged,
+    PartitionDetached,
+    SourceTableChanged,
+    TableGone,
+    TableRecreated,
+)
 from towline_transforms.placement import widened
-from towline_transforms.route import OnSchemaChange, Route
+from towline_transforms.route import OnSchemaChange, OnTruncate, Route
 from towline_transforms.schema import Table, TableName
 
 
@@ -28,6 +37,9 @@ class Kind(enum.StrEnum):
     TYPE = "column type changed"
     GENERATED = "column no longer generated"
     IDENTITY = "replica identity changed"
+    ATTACHED = "partition attached"
+    REATTACHED = "partition detached and attached again"
+    DETACHED = "partition detached or dropped"
     TABLE_DROPPED = "table dropped"
     TABLE_RENAMED = "table renamed"
     TABLE_MOVED = "table moved to another schema"
@@ -38,6 +50,9 @@ class Kind(enum.StrEnum):
 GONE = frozenset({Kind.TABLE_DROPPED, Kind.TABLE_RENAMED, Kind.TABLE_MOVED})
 #: Differences after which a name stands for another column than before.
 _ANOTHER = frozenset({Kind.REPLACED, Kind.TAKEN})
+#: Differences by which the source may have rows of which the log does not tell, or no longer has some.
+_ROWS_CAME = frozenset({Kind.TABLE_RECREATED, Kind.ATTACHED, Kind.REATTACHED})
+_ROWS_WENT = frozenset({Kind.TABLE_RECREATED, Kind.REATTACHED})
 
 _ERRORS: Mapping[Kind, type[SourceTableChanged]] = {
     Kind.ADDED: ColumnAdded,
@@ -48,6 +63,9 @@ _ERRORS: Mapping[Kind, type[SourceTableChanged]] = {
     Kind.TYPE: ColumnChanged,
     Kind.GENERATED: ColumnChanged,
     Kind.IDENTITY: IdentityChanged,
+    Kind.ATTACHED: PartitionDetached,
+    Kind.REATTACHED: PartitionDetached,
+    Kind.DETACHED: PartitionDetached,
     Kind.TABLE_DROPPED: TableGone,
     Kind.TABLE_RENAMED: TableGone,
     Kind.TABLE_MOVED: TableGone,
@@ -100,7 +118,7 @@ def compare(was: Table, now: Table | None, elsewhere: TableName | None) -> tuple
     if now.oid != was.oid:
         detail = f"the one of before is called {elsewhere}" if elsewhere is not None else ""
         return (Difference(Kind.TABLE_RECREATED, now.name, "", "", detail),)
-    return (*_columns(was, now), *_identity(was, now))
+    return (*_columns(was, now), *_identity(was, now), *_partitions(was, now))
 
 
 def _columns(was: Table, now: Table) -> list[Difference]:
@@ -140,15 +158,47 @@ def _identity(was: Table, now: Table) -> list[Difference]:
     return [Difference(Kind.IDENTITY, now.name, "", *listed)]
 
 
+def _partitions(was: Table, now: Table) -> list[Difference]:
+    """By OID, and by when each was attached."""
+    if was.leaves is None or now.leaves is None:
+        return []
+    before, after = dict(was.leaves), dict(now.leaves)
+    found = []
+    for name, (oid, _) in zip(was.partitions, was.leaves, strict=True):
+        if oid not in after:
+            found.append(Difference(Kind.DETACHED, now.name, "", str(name)))
+    for name, (oid, attached) in zip(now.partitions, now.leaves, strict=True):
+        if oid not in before:
+            found.append(Difference(Kind.ATTACHED, now.name, "", "", str(name)))
+        elif before[oid] != attached:
+            found.append(Difference(Kind.REATTACHED, now.name, "", "", str(name)))
+    return found
+
+
+def came(was: Table, now: Table | None) -> dict[str, int]:
+    """The OIDs of the partitions that are new, by their names as differences have them."""
+    if now is None or was.leaves is None or now.leaves is None:
+        return {}
+    before = dict(was.leaves)
+    return {str(n): oid for n, (oid, _) in zip(now.partitions, now.leaves, strict=True) if oid not in before}
+
+
 def needed(difference: Difference, remembered: Remembered) -> bool:
     """Whether the route took what has changed."""
     return not difference.column or difference.column in (*remembered.columns, *remembered.table.identity)
 
 
-def halts(difference: Difference, remembered: Remembered, policy: OnSchemaChange | None, target: Table | None) -> bool:
+def halts(
+    difference: Difference,
+    remembered: Remembered,
+    policy: OnSchemaChange | None,
+    target: Table | None,
+    on_truncate: OnTruncate = OnTruncate.HALT,
+) -> bool:
     """Whether the route may not go on, though it holds against the catalogs as they are now.
 
-    ``policy``: of an identity route. ``target``: its table as it is.
+    ``policy``: of an identity route. ``target``: its table as it is. ``on_truncate``: what is to become of many rows
+    that go at once, without a word in the log of each.
     """
     kind, column = difference.kind, difference.column
     if kind in GONE:
@@ -157,6 +207,8 @@ def halts(difference: Difference, remembered: Remembered, policy: OnSchemaChange
         return False
     if kind in (Kind.TABLE_RECREATED, Kind.IDENTITY):
         return True
+    if kind is Kind.DETACHED:
+        return on_truncate is OnTruncate.HALT
     if (kind is Kind.TYPE or kind in _ANOTHER) and column in remembered.table.identity:
         return True
     if policy is None or target is None or not target.has(column):
@@ -166,13 +218,28 @@ def halts(difference: Difference, remembered: Remembered, policy: OnSchemaChange
     return kind is Kind.RENAMED and (policy is not OnSchemaChange.EVOLVE or column in remembered.table.identity)
 
 
-def read_again(route: Route, remembered: Remembered, differences: Sequence[Difference]) -> tuple[frozenset[str], bool]:
-    """Columns that have to be read again for changes of before, and whether all rows have to be.
+class Again(NamedTuple):
+    """What it takes for a route to be exact again.
+
+    ``columns``: to be read again for changes of before. ``everywhere``: all rows are to be. ``sweep``: rows that the
+    source no longer has are to be removed, too.
+    """
+
+    columns: frozenset[str] = frozenset()
+    everywhere: bool = False
+    sweep: bool = False
+
+
+def read_again(route: Route, remembered: Remembered, differences: Sequence[Difference]) -> Again:
+    """What it takes after these differences.
 
     A column that a SELECT has come to name is filled from then on, as ever when a SELECT is changed.
     """
-    if any(difference.kind is Kind.TABLE_RECREATED for difference in differences):
-        return frozenset(route.columns) - frozenset(route.source.identity), True
+    kinds = {difference.kind for difference in differences}
+    key = frozenset(route.source.identity)
+    went = Kind.DETACHED in kinds and route.on_truncate is not OnTruncate.IGNORE
+    if Kind.TABLE_RECREATED in kinds:
+        return Again(frozenset(route.columns) - key, True, True)
     fresh = frozenset(route.columns) - frozenset(remembered.columns)
     changed = {
         difference.column
@@ -183,8 +250,8 @@ def read_again(route: Route, remembered: Remembered, differences: Sequence[Diffe
             or (difference.kind is Kind.TYPE and not _widened(difference, remembered.table, route.source))
         )
     }
-    everywhere = bool(changed) or (route.identity and bool(fresh))
-    return (fresh | changed) - frozenset(route.source.identity), everywhere
+    everywhere = bool(changed) or (route.identity and bool(fresh)) or bool(kinds & _ROWS_CAME)
+    return Again((fresh | changed) - key, everywhere, went or bool(kinds & _ROWS_WENT) or bool(changed & key))
 
 
 def _widened(difference: Difference, was: Table, now: Table) -> bool:

@@ -9,7 +9,7 @@ from towline_transforms.schema import Column, SqlType, Table, TableName, TypeKin
 
 
 def dump(table: Table) -> str:
-    """The table's identity, keys and columns. Statistics, partitions and foreign keys are left out."""
+    """The table's identity, keys, columns and partitions. Statistics and foreign keys are left out."""
     return json.dumps(
         {
             "schema": table.name.schema,
@@ -20,15 +20,18 @@ def dump(table: Table) -> str:
             "full": table.replica_identity_full,
             "unique_keys": table.unique_keys,
             "columns": [_column(column) for column in table.columns],
+            "partitions": [[name.schema, name.name] for name in table.partitions],
+            "leaves": table.leaves,
         },
         sort_keys=True,
     )
 
 
 def load(text: str) -> Table:
-    """The table of that text. Raises ValueError when it is of another form."""
+    """The table of that text. Raises ValueError when it is of another form; older ones know no partitions."""
     try:
         found = json.loads(text)
+        leaves = found.get("leaves")
         return Table(
             name=TableName(found["schema"], found["name"]),
             columns=tuple(map(_as_column, found["columns"])),
@@ -36,6 +39,8 @@ def load(text: str) -> Table:
             identity=tuple(found["identity"]),
             replica_identity_full=found["full"],
             unique_keys=tuple(map(tuple, found["unique_keys"])),
+            partitions=tuple(TableName(*name) for name in found.get("partitions", ())),
+            leaves=None if leaves is None else tuple((oid, attached) for oid, attached in leaves),
             oid=found["oid"],
         )
     except (KeyError, TypeError, AttributeError) as error:

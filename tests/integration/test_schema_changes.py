@@ -10,11 +10,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from tests.support.wait import until
 from towline import plan
+from towline.cli import cli
 from towline.demo.server import Server
 from towline.errors import (
     ColumnAdded,
@@ -22,12 +24,14 @@ from towline.errors import (
     EvolutionRefused,
     IdentityChanged,
     NotSetUp,
+    PartitionDetached,
     PublicationFiltered,
     PublicationLacksColumn,
     PublicationLacksOperation,
     PublicationLacksTable,
     PublicationNotViaRoot,
     SourceTableChanged,
+    SourceTruncated,
     TableGone,
     TableRecreated,
 )
@@ -333,7 +337,6 @@ def test_unsafe_changes_halt(
     elif error is TableRecreated:
         line.apply()
         line.run()
-        line.verify(repair=True)
         equal(line)
     else:
         line.apply()
@@ -499,6 +502,80 @@ def test_a_column_to_add_that_the_target_has(new_line: NewLine) -> None:
         line.run()
     assert raised.value.advice.startswith('ALTER TABLE "replica"."item" ALTER COLUMN "n" TYPE integer')
     line.at_hub("ALTER TABLE replica.item ALTER n TYPE int USING n::int")
+    line.run()
+    equal(line)
+
+
+# ---- partitions ---------------------------------------------------------------------------------------------------
+
+PARTS = """
+CREATE TABLE item (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+CREATE TABLE item_0 PARTITION OF item FOR VALUES FROM (0) TO (100);
+CREATE TABLE item_1 PARTITION OF item FOR VALUES FROM (100) TO (200);
+INSERT INTO item SELECT n, 'v' || n FROM generate_series(90, 109) n;
+"""
+NEW_PART = """
+CREATE TABLE item_2 (LIKE item INCLUDING ALL); INSERT INTO item_2 SELECT n, 'x' FROM generate_series(200, 219) n;
+"""
+ATTACH = "ALTER TABLE item ATTACH PARTITION item_2 FOR VALUES FROM (200) TO (300)"
+
+
+@PLUGINS
+def test_partitions_come_and_go(new_line: NewLine, server: str, plugin: str) -> None:
+    """What the log does not tell of: rows that came with a partition, and those that went with one. A partition that is
+    made as one, or without rows, is no reason to copy anything."""
+    line = new_line("  - {from: public.item, into: replica.item, on_truncate: delete}", PARTS)
+    with running(line):
+        caught_up(line)
+        before = line.at_hub("SELECT copied, updated_at FROM towline.route_state")
+        line.at_source(
+            "CREATE TABLE item_5 PARTITION OF item FOR VALUES FROM (500) TO (600); INSERT INTO item VALUES (501)"
+        )
+        line.at_source("CREATE TABLE item_6 (LIKE item INCLUDING ALL)")
+        line.at_source("ALTER TABLE item ATTACH PARTITION item_6 FOR VALUES FROM (600) TO (700)")
+        until(lambda: '"item_6"' in line.at_hub('SELECT "table"::text FROM towline.source_table')[0][0], 20)
+        caught_up(line)
+        assert line.at_hub("SELECT copied, updated_at FROM towline.route_state") == before
+        line.at_source(f"{NEW_PART} {ATTACH}")
+        until(lambda: line.at_hub("SELECT count(*) FROM replica.item WHERE id BETWEEN 200 AND 299") == [(20,)], 20)
+        line.at_source("UPDATE item SET v = 'last' WHERE id = 91; ALTER TABLE item DETACH PARTITION item_1")
+        until(lambda: line.at_hub("SELECT count(*) FROM replica.item WHERE id BETWEEN 100 AND 199") == [(0,)], 20)
+        line.at_source("ALTER TABLE item DETACH PARTITION item_2; DELETE FROM item_2 WHERE id < 210")
+        line.at_source(f"UPDATE item_2 SET v = 'y'; {ATTACH}")
+        until(lambda: line.at_hub("SELECT count(*) FROM replica.item WHERE v = 'y'") == [(10,)], 20)
+        line.at_source("DROP TABLE item_0")
+        until(lambda: line.at_hub("SELECT count(*) FROM replica.item WHERE id < 100") == [(0,)], 20)
+        caught_up(line)
+    equal(line)
+    assert line.verify().differing == 0
+
+
+@PLUGINS
+def test_a_partition_that_goes_halts(new_line: NewLine, server: str, plugin: str) -> None:
+    """Many rows go at once: as with TRUNCATE, that is not done to the target unless it was said."""
+    line = new_line("  - {from: public.item, into: replica.item}", PARTS)
+    line.at_source(
+        "UPDATE item SET v = 'before'; ALTER TABLE item DETACH PARTITION item_1; UPDATE item SET v = 'after'"
+    )
+    for _ in range(2):
+        with pytest.raises(PartitionDetached, match=r"partition detached or dropped \(was public\.item_1\)"):
+            line.run()
+    assert line.at_hub("SELECT count(*) FROM replica.item WHERE v IN ('before', 'after')") == [(20,)]
+    line.apply()
+    line.run()
+    equal(line)
+    assert line.verify().differing == 0
+
+
+@pytest.mark.parametrize(("server", "plugin"), [("pg15", "wal2json")])
+def test_a_partition_that_is_truncated(new_line: NewLine, server: str, plugin: str) -> None:
+    """wal2json names the partition alone: the pipeline stops at it, and goes on once the table is copied again."""
+    line = new_line("  - {from: public.item, into: replica.item}", PARTS)
+    line.at_source("UPDATE item SET v = 'before'; TRUNCATE item_1; UPDATE item SET v = 'after'")
+    with pytest.raises(SourceTruncated):
+        line.run()
+    result = CliRunner().invoke(cli, ["resync", str(line.path), "public.item", "--yes"])
+    assert result.exit_code == 0, result.output
     line.run()
     equal(line)
 

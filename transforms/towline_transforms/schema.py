@@ -118,7 +118,8 @@ class Table:
     identity's index; with REPLICA IDENTITY FULL the primary key or another unique NOT NULL index):
     empty when there is none, and the table cannot be routed. ``identity_reason`` then says why.
     ``unique_keys``: columns of every valid, immediate, non-partial, column-only unique index (the primary
-    key among them). ``partitions``: the names of all leaf partitions of a partitioned table.
+    key among them). ``partitions``: the names of all leaf partitions of a partitioned table; ``leaves``, in the same
+    order: the OID of each, and by which transaction it was attached (None: not known).
     """
 
     name: TableName
@@ -130,6 +131,7 @@ class Table:
     unique_keys: tuple[tuple[str, ...], ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
     partitions: tuple[TableName, ...] = ()
+    leaves: tuple[tuple[int, int], ...] | None = None
     acting_keys: tuple[ActingKey, ...] = ()
     oid: int = 0
     row_estimate: int = 0

@@ -124,7 +124,8 @@ def _table(
             ForeignKey(key, tuple(ours), TableName(to_schema, to_name), tuple(theirs), deferrable)
             for _, key, to_schema, to_name, ours, theirs, deferrable in foreign_keys
         ),
-        partitions=tuple(TableName(leaf_schema, leaf) for _, leaf_schema, leaf in partitions),
+        partitions=tuple(TableName(leaf_schema, leaf) for _, leaf_schema, leaf, _, _ in partitions),
+        leaves=tuple((leaf, attached) for _, _, _, leaf, attached in partitions),
         oid=oid,
         row_estimate=estimate,
     )

@@ -141,7 +141,8 @@ ORDER BY k.confrelid, k.oid
 ;
 
 -- name: partitions
-SELECT root.oid, n.nspname::text, c.relname::text
+SELECT root.oid, n.nspname::text, c.relname::text, c.oid::bigint,
+  (SELECT i.xmin::text::bigint FROM pg_inherits i WHERE i.inhrelid = c.oid)
 FROM unnest(%(oids)s::bigint[]) AS root(oid)
 CROSS JOIN LATERAL pg_partition_tree(root.oid::oid::regclass) AS tree
 JOIN pg_class c ON c.oid = tree.relid

@@ -13,6 +13,13 @@ WHERE c.oid = ANY (%(oids)s::oid[])
 
 -- name: footprint
 -- %% is a percent sign. Indexes: those that a replica identity can be made of.
+-- Partitions by pg_inherits, since pg_partition_tree would lock them.
+WITH RECURSIVE links(member, parent, made) AS (
+  SELECT i.inhrelid, i.inhparent, i.xmin FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhparent
+  WHERE c.oid = ANY (%(oids)s::oid[]) AND c.relkind = 'p'
+  UNION ALL
+  SELECT i.inhrelid, i.inhparent, i.xmin FROM links JOIN pg_inherits i ON i.inhparent = links.member
+)
 SELECT coalesce(md5(string_agg(part.line, E'\n' ORDER BY part.line)), '')
 FROM (
   SELECT format('t %%s %%s %%s %%s %%s', c.oid, n.nspname, c.relname, c.relreplident, c.relpersistence) AS line
@@ -33,8 +40,27 @@ FROM (
   FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
   WHERE r.prrelid = ANY (%(oids)s::oid[]) AND p.pubname = %(publication)s
   UNION ALL
+  SELECT format('l %%s %%s %%s', l.member, l.parent, l.made) FROM links AS l
+  UNION ALL
   SELECT format('o %%s %%s', p.xmin, to_jsonb(p)) FROM pg_publication p WHERE p.pubname = %(publication)s
 ) AS part
+;
+
+-- name: attached
+-- Of partitions: each link to the root with the transaction that made it, and the one that made the table (that of its
+-- system columns, which never change), and the number of the command within the transaction.
+WITH RECURSIVE path(leaf, place, member) AS (
+  SELECT leaf, 0, leaf FROM unnest(%(oids)s::oid[]) AS leaf
+  UNION ALL
+  SELECT path.leaf, path.place + 1, i.inhparent FROM path JOIN pg_inherits i ON i.inhrelid = path.member
+)
+SELECT path.leaf::bigint, n.nspname::text, c.relname::text, i.xmin::text, a.xmin::text, i.cmin::text::bigint
+FROM path
+JOIN pg_inherits i ON i.inhrelid = path.member
+JOIN pg_attribute a ON a.attrelid = path.member AND a.attnum = -1
+JOIN pg_class c ON c.oid = path.leaf
+JOIN pg_namespace n ON n.oid = c.relnamespace
+ORDER BY path.leaf, path.place
 ;
 
 -- name: schemas

@@ -384,4 +384,5 @@ class Decoder:
 
     def _truncate(self, truncate: Truncate) -> None:
         layouts = [layout for oid in truncate.oids if (layout := self._known(oid)) is not None]
-        self._gatherer.truncate(whole_tables([(layout.sent, layout.relation) for layout in layouts]))
+        lsn = self._gatherer.open[1] if self._gatherer.open is not None else NEWEST
+        self._gatherer.truncate(whole_tables([(layout.sent, layout.relation) for layout in layouts], lsn))

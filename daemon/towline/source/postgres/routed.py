@@ -90,7 +90,7 @@ def check_added(name: TableName, relation: Relation, sent: Collection[str], lsn:
         raise ColumnAdded(f"{name} has a column {', '.join(typed)} that was added, and its routes say halt")
 
 
-def whole_tables(truncated: Sequence[tuple[TableName, Relation]]) -> list[Relation]:
+def whole_tables(truncated: Sequence[tuple[TableName, Relation]], lsn: int = NEWEST) -> list[Relation]:
     """The relations that one TRUNCATE empties, from the names it was logged with.
 
     Partitions that go with the table that they are part of are left out. Raises SourceTruncated when some go alone:
@@ -98,9 +98,10 @@ def whole_tables(truncated: Sequence[tuple[TableName, Relation]]) -> list[Relati
     """
     whole = [relation for name, relation in truncated if name == relation.name]
     for name, relation in truncated:
-        if not any(relation is known for known in whole):
+        if not any(relation is known for known in whole) and lsn >= relation.swept:
             raise SourceTruncated(
                 f"the partition {name} of {relation.name} was truncated by itself",
-                hint="Copy the routes of that table again. DELETE from a partition instead, or detach and drop it.",
+                hint="Run `towline resync` with the routes of that table, and start again: they are copied again, and "
+                "what the source no longer has is removed. Use DELETE, or DROP TABLE with `on_truncate: delete`.",
             )
     return whole

@@ -37,7 +37,7 @@ from towline.errors import SourceTableChanged, StreamMalformed
 from towline.frame import frame_row
 from towline.position import parse_lsn
 from towline.source.postgres.gather import FramedRow, Gatherer, RowBatch
-from towline.source.postgres.routed import Routed, check_added, lacking, whole_tables
+from towline.source.postgres.routed import NEWEST, Routed, check_added, lacking, whole_tables
 from towline_transforms.schema import TableName
 
 _BOOL, _BYTEA = 16, 17
@@ -160,7 +160,8 @@ class Decoder:
 
     def _truncate(self) -> None:
         truncated, self._truncated = self._truncated, []
-        self._gatherer.truncate(whole_tables(truncated))
+        lsn = self._gatherer.open[1] if self._gatherer.open is not None else NEWEST
+        self._gatherer.truncate(whole_tables(truncated, lsn))
 
     def _change(self, action: str, message: Values, size: int) -> None:
         gatherer = self._gatherer

@@ -57,6 +57,16 @@ _FORGET_TABLES = """
 DELETE FROM {schema}.source_table WHERE pipeline = %(pipeline)s
 """
 
+#: What has changed of the source's tables is no reason to halt: all rows are read again.
+_ACCEPT_TABLES = """
+UPDATE {schema}.source_table SET accepted = true WHERE pipeline = %(pipeline)s AND route = ANY (%(routes)s::text[])
+"""
+
+_SWEEP = """
+UPDATE {schema}.route_state SET sweep = true, updated_at = now()
+WHERE pipeline = {pipeline} AND route = ANY ({routes}::text[])
+"""
+
 _FINISH = """
 UPDATE {schema}.checkpoint
 SET position = %(position)s, system_identifier = %(system)s, timeline = %(timeline)s, source_database = %(database)s,
@@ -77,6 +87,12 @@ UPDATE {schema}.route_state s SET sweep = false, updated_at = now()
 WHERE s.pipeline = %(pipeline)s AND s.route = %(route)s AND s.state = 'streaming'
   AND EXISTS (SELECT FROM {schema}.checkpoint c WHERE c.pipeline = s.pipeline AND c.epoch = %(epoch)s)
 """
+
+
+def sweep(schema: str, pipeline: str, routes: Collection[str]) -> str:
+    """The statement that has the rows of routes removed that the source no longer has, once they are copied."""
+    literals = {"pipeline": sql.Literal(pipeline), "routes": sql.Literal(sorted(routes))}
+    return sql.SQL(_SWEEP).format(schema=sql.Identifier(schema), **literals).as_string().strip()
 
 
 class ResyncState:
@@ -111,6 +127,7 @@ class ResyncState:
             self._one(_MARK)
             self._run(_COPY, routes=list(routes))
             self._run(_SET_ASIDE_BEFORE, routes=list(routes))
+            self._run(_ACCEPT_TABLES, routes=list(routes))
 
     def marking(self, routes: Collection[str]) -> str:
         """What `mark` does, as one text of SQL."""

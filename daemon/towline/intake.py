@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 
+from towline import masks
 from towline import remembered as memory
 from towline.change import Relation
 from towline.config import PipelineConfig
@@ -183,6 +184,7 @@ class _Look:
     # ---- what has changed ------------------------------------------------------------------------------------
 
     def _compare(self) -> None:
+        exposed = masks.lost(self._config.specs(), self._kept, self._now.tables)
         for route, each in self._kept.items():
             spec = self._specs.get(route)
             if spec is None:
@@ -195,6 +197,11 @@ class _Look:
             policy = spec.on_schema_change if spec.select is None else None
             target = self._there.get(spec.into)
             found = [d for d in differences if halts(d, each, policy, target, spec.on_truncate)]
+            for problem in exposed.get(route, ()):  # whatever was accepted
+                found += [
+                    d for d in differences if d.kind is Kind.RENAMED and d.now == problem.column and d not in found
+                ]
+                self._problems.append(problem)
             if found:
                 self._freeze(route, found)
 

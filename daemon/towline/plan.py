@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from towline import remembered, republish
+from towline import masks, remembered, republish
 from towline.change import Relation
 from towline.config import PipelineConfig
 from towline.errors import NotSetUp, ResyncUnfinished, RoutesRefused, SlotInUse, SlotMissing
@@ -87,6 +87,9 @@ def prepare(config: PipelineConfig, *, applied: bool = False) -> Iterator[Prepar
             source_catalog = without_new(config, source_catalog, known_routes(config, target))
         with session.translating("target"):
             target_catalog = catalog.describe(target, at_target)
+            kept = remembered.read(target, config.target.schema_name, config.pipeline)
+        if exposed := masks.lost(specs, kept, source_catalog.tables):
+            raise refused([problem for problems in exposed.values() for problem in problems])
         try:
             routes = check_routes(specs, source_catalog, target_catalog, running=applied)
         except RouteError as error:

@@ -30,6 +30,7 @@ from towline.errors import (
     PublicationLacksOperation,
     PublicationLacksTable,
     PublicationNotViaRoot,
+    RoutesRefused,
     SourceTableChanged,
     SourceTruncated,
     TableGone,
@@ -504,6 +505,32 @@ def test_a_column_to_add_that_the_target_has(new_line: NewLine) -> None:
     line.at_hub("ALTER TABLE replica.item ALTER n TYPE int USING n::int")
     line.run()
     equal(line)
+
+
+@PLUGINS
+def test_a_sensitive_column_that_is_renamed(new_line: NewLine, server: str, plugin: str) -> None:
+    """It stays masked, or the pipeline halts: it is never set aside in clear, nor shown by any verb."""
+    options = "on_schema_change: evolve, on_error: quarantine, sensitive: [ssn]"
+    script = (
+        "CREATE TABLE item (id int PRIMARY KEY, ssn text, a int); CREATE TABLE other (id int PRIMARY KEY, ssn text)"
+    )
+    line = new_line(f"  - {{from: public.*, into: replica.*, {options}}}", script)
+    line.at_hub("ALTER TABLE replica.item ADD CHECK (a > 0)")
+    line.at_source("INSERT INTO item VALUES (1, 'SECRET', -1)")
+    line.at_source("ALTER TABLE item RENAME ssn TO tax_no; INSERT INTO item VALUES (2, 'SECRET', -1)")
+    for _ in range(2):
+        with pytest.raises(ColumnChanged, match=r"renamed: ssn .* TL-217: .* column tax_no") as raised:
+            line.run()
+        assert raised.value.advice.startswith("Add tax_no to `sensitive`")
+        with pytest.raises(RoutesRefused, match="TL-217"):
+            line.apply()
+    line.path.write_text(line.path.read_text().replace("[ssn]", "[ssn, tax_no]"))
+    line.run()
+    line.at_source("INSERT INTO item VALUES (3, 'SECRET', -1)")
+    line.run()
+    rows = line.at_hub('SELECT "row"::text, masked FROM towline.quarantine ')
+    assert {name for _, masked in rows for name in masked} == {"ssn", "tax_no"}
+    assert "SECRET" not in str(rows)
 
 
 # ---- partitions ---------------------------------------------------------------------------------------------------

@@ -675,6 +675,31 @@ def test_a_role_that_does_not_own_the_publication(
             connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
+def test_a_role_that_may_not_publish_a_column(new_line: NewLine) -> None:
+    """TL-505 names the statement for a publication whose list of columns lacks one that was taken in."""
+    line = new_line("  - {from: public.item, into: replica.item, on_schema_change: ignore}")
+    role = f"reader_{line.path.stem.replace('-', '_')}"
+    line.at_source("ALTER TABLE item ADD n int DEFAULT 3")
+    line.apply()
+    line.at_source(f"CREATE ROLE {role} LOGIN REPLICATION; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    try:
+        pipeline, dsn = line.path.read_text().replace("ignore", "evolve"), line.source
+        line.path.write_text(pipeline.replace("user=postgres", f"user={role}", 1))
+        with pytest.raises(EvolutionRefused, match="leaves out a column") as raised:
+            line.run()
+        statement = raised.value.advice.removeprefix("Run at the source, as its owner: ")
+        assert 'ONLY "public"."item" ("id", "v", "n")' in statement
+        line.at_source(statement)
+        line.run()
+        line.path.write_text(pipeline)
+        equal(line)
+        labels = {"pipeline": line.config.pipeline, "route": "public.item", "action": "add"}
+        assert line.metrics.registry.get_sample_value("towline_schema_changes_total", labels) == 1
+    finally:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
 def test_within_a_transaction_that_is_streamed(new_line: NewLine) -> None:
     """Columns come, go and are renamed in the middle of transactions that are sent while they are under way."""
     line = new_line(EVOLVE)

@@ -423,7 +423,7 @@ class TableGone(SourceTableChanged):
 class PartitionDetached(SourceTableChanged):
     """A partition of a routed table was detached or dropped: its rows are gone at the source, not at the target."""
 
-    code = "TL-338"
+    code = "TL-339"
     remedy = (
         "Attach it again; or run `towline apply`, which takes the table as it is now, and start again: rows that the "
         "source no longer has are then removed from the target. With `on_truncate: delete` that needs no person, with "

@@ -359,7 +359,7 @@ class SpoolFull(TowlineError):
 
 
 class SpoolUnusable(TowlineError):
-    """Files cannot be made or written in the spool's directory."""
+    """Files cannot be made or written in the spool's directory, as the daemon starts."""
 
     code = "TL-336"
     remedy = (
@@ -376,6 +376,17 @@ class SpoolCorrupt(TowlineError):
     remedy = (
         "Nothing at once: the transaction is read again from the source. If it happens again, look after the disk "
         "that `spool.directory` is on."
+    )
+
+
+class SpoolFailed(TowlineError):
+    """Files can no longer be made or written in the spool's directory: it is gone, or its file system fails."""
+
+    code = "TL-338"
+    action = Action.RETRY
+    remedy = (
+        "Nothing at once: the source keeps large transactions itself and sends them when they commit, until the "
+        "directory can be written to again. Look after it and its disk."
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from towline import masks, remembered, republish
+from towline import masks, remembered, republish, spooling
 from towline.change import Relation
 from towline.config import PipelineConfig
 from towline.errors import NotSetUp, ResyncUnfinished, RoutesRefused, SlotInUse, SlotMissing
@@ -63,6 +63,7 @@ class Prepared:
             publication=publication,
             failover=config.failover,
         )
+        found += spooling.findings(self.config, self.source_catalog.server_version)
         return found + [
             Finding(problem.kind.code, True, f"route {problem.route}: {problem.detail}", problem.remedy)
             for problem in _target_plan(self).problems

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from towline import spooling
 from towline.breaker import Breaker, Limits
 from towline.change import Chunk, Relation
 from towline.chunk_reader import BackgroundChunkReader
@@ -25,7 +26,6 @@ from towline.errors import (
     NotSetUp,
     RowRefused,
     SourceTableChanged,
-    SpoolFull,
     TargetRefused,
     TargetTableChanged,
     TowlineError,
@@ -51,6 +51,7 @@ from towline.source.postgres.standby import StandbyStream
 from towline.source.postgres.stream import PostgresStream
 from towline.source.postgres.tables import PostgresTables
 from towline.source.postgres.timelines import Timelines, identify
+from towline.spooling import Spooling
 from towline.start_checks import SourceNow, check_start
 from towline.streaming import Streaming
 from towline.sweeper import Sweeper
@@ -119,6 +120,7 @@ class Replication:
         self._breaker = breaker or Breaker()
         self._predecessor = predecessor
         self._streaming = streaming or Streaming()
+        self._spooling = Spooling(config, self._streaming)
         #: Whether the attempt ended because another one can do better.
         self.again = False
         self._config = config
@@ -146,6 +148,7 @@ class Replication:
         self._expected = None
         with ExitStack() as stack:
             intake = take_in(self._config)
+            self._spooling.check(intake.prepared.source_catalog.server_version)
             target = self._target(stack, intake.prepared)
             if not target.acquire(0.0):
                 if not self._stand_by(target):
@@ -263,7 +266,8 @@ class Replication:
         if intake.halt is not None and intake.at_once:
             raise self._halted(intake, intake.halt, checkpoint.position)
         try:
-            reading = self._stream(intake, checkpoint, tables, name, self._spool(identity, tables), identity)
+            spool = self._spooling.open(identity.server_version, tables.slot().restart, tables.position())
+            reading = self._stream(intake, checkpoint, tables, name, spool, identity)
         except NotSetUp:
             # It may be about a table that has changed since it was looked at.
             if tables.footprint(intake.oids, config.source.publication) == intake.footprint:
@@ -328,8 +332,7 @@ class Replication:
         stack.callback(lookout.close)
 
         def restart_position(position: int) -> None:
-            if self._streaming.passed(position):
-                event(log, logging.INFO, "streaming_resumed", pipeline=config.pipeline, restart=format_lsn(position))
+            if self._spooling.resumes(position):
                 self.again = True
                 pipeline.stop()
 
@@ -370,9 +373,8 @@ class Replication:
             pipeline.run(until)
             if sweeper.error is not None:
                 raise sweeper.error
-        except SpoolFull as error:
-            self._streaming.spool_full()
-            event(log, logging.WARNING, "spool_full", pipeline=config.pipeline, code=error.code, detail=error.detail)
+        except spooling.Failed as error:
+            self._spooling.failed(error)
             raise
         except LedgerImbalance as error:
             self._metrics.imbalance(error.route, error.rows)
@@ -386,15 +388,6 @@ class Replication:
         if intake.halt is not None and not self._stopping() and not lookout.noticed and not self.again:
             raise self._halted(intake, intake.halt, pipeline.checkpoint)
         return lookout.noticed
-
-    def _spool(self, identity: Identity, tables: PostgresTables) -> Spool | None:
-        """Where transactions under way are kept; None when the source is not to send them."""
-        source, spool = self._config.source, self._config.spool
-        if source.streaming == "off" or source.plugin != "pgoutput" or identity.server_version < 140000:
-            return None
-        if not self._streaming.begin(tables.slot().restart, tables.position()):
-            return None
-        return Spool(spool.directory, spool.max_bytes)
 
     def _stream(
         self,

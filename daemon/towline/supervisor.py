@@ -28,7 +28,9 @@ from towline.notify import notify
 from towline.plan import prepare
 from towline.replication import Replication
 from towline.signals import answered
+from towline.source.postgres.spool import probe
 from towline.source.postgres.tables import PostgresTables
+from towline.spooling import wanted
 from towline.streaming import Streaming
 from towline.target.postgres.writer import Session
 from towline.web import Health, serve
@@ -222,8 +224,9 @@ class Supervisor:
                 raise ReloadRefused("source or target changed")
             if config.web != self._config.web:
                 raise ReloadRefused("the web address changed")
-            with prepare(config, applied=True):
-                pass
+            with prepare(config, applied=True) as prepared:
+                if config.spool != self._config.spool and wanted(config, prepared.source_catalog.server_version):
+                    probe(config.spool.directory)
         except TowlineError as error:
             self._metrics.error(error.code)
             self._detail = f"reload refused: {error.code}"

@@ -165,6 +165,32 @@ def test_out_of_disk(pg18: Server, hub18: Server, new_database: NewDatabase, tmp
         assert under.at_hub("SELECT count(*) FROM replica.stock WHERE warehouse = 'None'") == [(2500,)]
 
 
+def test_directory_gone(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
+    """What was mounted there is away while the daemon runs: it goes on without, and uses it again when it is back."""
+    with streaming(pg18, hub18, new_database, tmp_path) as under:
+        daemon = start(under)
+        (tmp_path / "spool").rmdir()
+        with large(under, "one", NOISE) as session:
+            until(lambda: "TL-338" in daemon.log(), 30, daemon.log)
+            under.at_source("INSERT INTO stock VALUES ('small', 'one', 1)")
+            under.await_position()
+            session.commit()
+        under.await_position()
+        assert "streaming_resumed" not in daemon.log()
+        (tmp_path / "spool").mkdir()
+
+        def resumed() -> bool:
+            under.at_source("SELECT pg_log_standby_snapshot()")
+            return "streaming_resumed" in daemon.log()
+
+        until(resumed, 30, daemon.log)
+        before = streamed(under)
+        under.at_source(LARGE.format("again"))
+        finish(under)
+        assert streamed(under) > before
+        assert under.at_hub("SELECT count(*) FROM replica.stock WHERE warehouse = 'None'") == [(2500,)]
+
+
 def test_corrupt(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
     """What changed on the daemon's disk is found out, and read again from the source."""
     with streaming(pg18, hub18, new_database, tmp_path) as under:

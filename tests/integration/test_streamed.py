@@ -38,6 +38,8 @@ ROUTES = """\
 """
 #: About 100 kB of log, more than the server keeps in memory here.
 MANY = "SELECT i, i, repeat(md5(i::text), 10) FROM generate_series({}, {}) i"
+#: More, which cannot be compressed.
+NOISE = "SELECT i, i, (SELECT string_agg(md5(random()::text || i || j), '') FROM generate_series(1, 40) j) FROM"
 
 
 class Ends:
@@ -80,6 +82,30 @@ def make(directory: Path, source: str, hub: str, more: str = "", routes: str = R
     line.at_hub("CREATE SCHEMA replica; CREATE TABLE replica.ev (id int PRIMARY KEY, a text)")
     line.apply()
     return line
+
+
+@contextlib.contextmanager
+def running(line: Line) -> Iterator[None]:
+    """A daemon's attempt, beside the test."""
+    stopped = threading.Event()
+    replication = line.replication(stopping=stopped.is_set)
+    thread = threading.Thread(target=lambda: replication.run(until_caught_up=False))
+    thread.start()
+    try:
+        until(lambda: replication.handle.pipeline is not None, 30)
+        yield
+    finally:
+        stopped.set()
+        if replication.handle.pipeline is not None:
+            replication.handle.pipeline.stop()
+        thread.join(30)
+
+
+def spooled(line: Line) -> tuple[int, int]:
+    """What the metrics say is in the spool: transactions, bytes."""
+    labels = {"pipeline": line.config.pipeline}
+    value = line.metrics.registry.get_sample_value
+    return int(value("towline_spool_transactions", labels) or 0), int(value("towline_spool_bytes", labels) or 0)
 
 
 @pytest.fixture(params=["pg15", "pg18"])
@@ -176,19 +202,50 @@ def test_ddl_inside(ends: Ends) -> None:
     assert ends.line.at_hub("SELECT count(*) FROM replica.ev") == [(1 + 891 + 901 + 1,)]
 
 
-def test_prepared(ends: Ends) -> None:
-    """A large prepared transaction is applied where it is committed."""
+@pytest.mark.parametrize(("verb", "rows"), [("COMMIT", 400), ("ROLLBACK", 0)])
+def test_prepared(verb: str, rows: int, ends: Ends) -> None:
+    """A large prepared transaction, sent while it was under way, is applied where it is committed, or not at all."""
     session = ends.session()
     session.execute(f"INSERT INTO t {MANY.format(1, 400)}".encode())
     session.execute(b"PREPARE TRANSACTION 'towline_streamed'")
     session.rollback()
     ends.line.at_source("INSERT INTO log VALUES (1, 'between')")
-    ends.line.run()
-    assert ends.line.at_hub("SELECT count(*) FROM replica.t") == [(0,)]
-    with psycopg.connect(ends.line.source, autocommit=True) as connection:
-        connection.execute("COMMIT PREPARED 'towline_streamed'")
+    with running(ends.line):
+        until(lambda: ends.line.at_hub("SELECT count(*) FROM replica.log") == [(1,)], 30)
+        until(lambda: spooled(ends.line)[0] == 1, 30)
+        assert ends.line.at_hub("SELECT count(*) FROM replica.t") == [(0,)]
+        with psycopg.connect(ends.line.source, autocommit=True) as connection:
+            connection.execute(f"{verb} PREPARED 'towline_streamed'".encode())
+        until(lambda: spooled(ends.line)[0] == 0, 30)
+    assert ends.streamed() == 1
     ends.check()
-    assert ends.line.at_hub("SELECT count(*) FROM replica.t") == [(400,)]
+    assert ends.line.at_hub("SELECT count(*) FROM replica.t") == [(rows,)]
+
+
+def test_what_is_rolled_back_frees_the_spool(ends: Ends) -> None:
+    """At once, of a subtransaction too; the metrics show how much is kept."""
+    session = ends.session()
+    session.execute(f"INSERT INTO t {NOISE} generate_series(1, 500) i".encode())
+    with running(ends.line):
+        until(lambda: spooled(ends.line)[1] > 100_000, 30)
+        _, before = spooled(ends.line)
+        session.execute(b"SAVEPOINT a")
+        session.execute(f"INSERT INTO t {NOISE} generate_series(1001, 3000) i".encode())
+        until(lambda: spooled(ends.line)[1] > before + 700_000, 30)
+        session.execute(b"ROLLBACK TO a")
+        ends.line.at_source("INSERT INTO log VALUES (1, 'has what was rolled back written to the log')")
+        until(lambda: spooled(ends.line)[1] < before + 300_000, 30)
+        assert spooled(ends.line)[0] == 1
+        session.execute(f"INSERT INTO t {MANY.format(4001, 4400)}".encode())
+        session.commit()
+        until(lambda: spooled(ends.line) == (0, 0), 30)
+        session.execute(f"INSERT INTO t {NOISE} generate_series(5001, 6000) i".encode())
+        until(lambda: spooled(ends.line)[1] > 300_000, 30)
+        session.rollback()
+        ends.line.at_source("INSERT INTO log VALUES (2, 'likewise')")
+        until(lambda: spooled(ends.line) == (0, 0), 30)
+    ends.check()
+    assert ends.line.at_hub("SELECT count(*) FROM replica.t") == [(900,)]
 
 
 def test_while_tables_are_copied(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
@@ -249,8 +306,6 @@ def test_column_followed(pg18: Server, hub18: Server, new_database: NewDatabase,
 
 # ---- A full spool ---------------------------------------------------------------------------------------------
 
-NOISE = "SELECT i, i, (SELECT string_agg(md5(random()::text || i || j), '') FROM generate_series(1, 40) j) FROM"
-
 
 def test_full(
     pg18: Server,
@@ -266,9 +321,7 @@ def test_full(
     streaming = Streaming()
 
     def attempt() -> None:
-        made = line.replication()
-        made._streaming = streaming
-        made.run(until_caught_up=True)
+        line.replication(streaming=streaming).run(until_caught_up=True)
 
     with psycopg.connect(line.source) as session:
         session.execute(f"INSERT INTO t {NOISE} generate_series(1, 3000) i".encode())

@@ -18,6 +18,7 @@ from towline.config import PipelineConfig, load
 from towline.differences import Report
 from towline.metrics import Metrics
 from towline.replication import Replication
+from towline.streaming import Streaming
 from towline.verify import verify
 
 _numbers = itertools.count(1)
@@ -70,11 +71,19 @@ class Line:
         self.replication().run(until_caught_up=True)
 
     def replication(
-        self, stopping: Any = lambda: False, announce: Callable[[str], None] = lambda point: None
+        self,
+        stopping: Any = lambda: False,
+        announce: Callable[[str], None] = lambda point: None,
+        streaming: Streaming | None = None,
     ) -> Replication:
         """An attempt that the test runs itself."""
         return Replication(
-            self.config, metrics=self.metrics, stopping=stopping, role=lambda role: None, announce=announce
+            self.config,
+            metrics=self.metrics,
+            stopping=stopping,
+            role=lambda role: None,
+            announce=announce,
+            streaming=streaming,
         )
 
     def verify(self, **options: Any) -> Report:

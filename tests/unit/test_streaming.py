@@ -29,6 +29,16 @@ def test_after_a_full_spool() -> None:
     assert streaming.begin(restart=800, position=900)
 
 
+def test_without_a_spool() -> None:
+    """What was never used need not be waited for."""
+    streaming = Streaming()
+    streaming.begin(restart=100, position=500)
+    streaming.spool_unusable()
+    assert streaming.suspended
+    assert streaming.passed(100)
+    assert not streaming.suspended
+
+
 def test_at_the_next_attempt() -> None:
     """It may also be found at the beginning of one, and be full again."""
     streaming = Streaming()

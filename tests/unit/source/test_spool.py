@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from towline.errors import SpoolCorrupt, SpoolFull, SpoolUnusable
+from towline.errors import SpoolCorrupt, SpoolFailed, SpoolFull, SpoolUnusable
 from towline.source.postgres import spool as module
 from towline.source.postgres.spool import Spool, SpooledTransaction
 
@@ -127,8 +127,8 @@ class Broken:
         (errno.ENOSPC, SpoolFull),
         (errno.EDQUOT, SpoolFull),
         (errno.EMFILE, SpoolFull),
-        (errno.EIO, SpoolUnusable),
-        (errno.EROFS, SpoolUnusable),
+        (errno.EIO, SpoolFailed),
+        (errno.EROFS, SpoolFailed),
     ],
 )
 def test_disk(number: int, kind: type[Exception], spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +145,47 @@ def test_directory(tmp_path: Path) -> None:
     """That it cannot be used is known at the start."""
     with pytest.raises(SpoolUnusable, match=r"No such file or directory in the spool's directory .*/absent"):
         Spool(tmp_path / "absent", 1 << 20)
+
+
+def test_directory_that_goes(tmp_path: Path) -> None:
+    """Later that is another error."""
+    directory = tmp_path / "spool"
+    directory.mkdir()
+    spool = Spool(directory, 1 << 20)
+    directory.rmdir()
+    with pytest.raises(SpoolFailed, match="No such file or directory"):
+        spool.open().add(bytes(module.BLOCK))
+
+
+def test_cut(spool: Spool) -> None:
+    """The end of a transaction is forgotten, wherever it is; what it took is given back, and can be used again."""
+    dice = random.Random(8)
+    transaction = spool.open()
+    put: list[bytes] = []
+    for _ in range(60):
+        for _ in range(dice.randrange(1, 200)):
+            put.append(noise(dice, dice.choice([0, 50, 700])))
+            transaction.add(put[-1])
+        if dice.random() < 0.3:
+            transaction.flush()
+        if dice.random() < 0.6:
+            del put[dice.randrange(len(put) + 1) :]
+            transaction.cut(len(put))
+        assert transaction.count == len(put)
+        assert messages_of(transaction) == put
+        assert transaction.held <= module.BLOCK + 700
+        if transaction._file is not None:
+            assert spool.bytes == transaction.size == os.fstat(transaction._file.fileno()).st_size
+    for _ in range(900):
+        put.append(noise(dice, 700))
+        transaction.add(put[-1])
+    transaction.flush()
+    before = spool.bytes
+    assert before > module.BLOCK
+    transaction.cut(len(put) // 2)
+    assert spool.bytes < before
+    transaction.cut(0)
+    assert (spool.bytes, transaction.held, messages_of(transaction)) == (0, 0, [])
 
 
 @pytest.mark.parametrize("place", [0, 5, 40, -1])

@@ -40,6 +40,13 @@ class MemoryTransaction:
     def add(self, message: bytes) -> None:
         self.messages.append(message)
 
+    @property
+    def count(self) -> int:
+        return len(self.messages)
+
+    def cut(self, count: int) -> None:
+        del self.messages[count:]
+
     def blocks(self) -> Iterator[list[bytes]]:
         yield self.messages[:3]
         yield self.messages[3:]
@@ -171,10 +178,28 @@ def test_commit_order() -> None:
 def test_rolled_back() -> None:
     """Subtransactions that were rolled back are left out, wholly rolled back transactions forgotten."""
     messages = [S(7), of(7, T), of(7, row(1)), of(8, row(2)), of(9, row(3)), b"E"]
-    messages += [abort(7, 8), S(7, 0), of(7, T), of(7, row(4)), of(10, row(5)), b"E"]
-    assert ids(streamed([*messages, abort(7, 10), commit(7, 700)])) == [1, 3, 4]
+    messages += [abort(7, 9), S(7, 0), of(7, T), of(7, row(4)), of(10, row(5)), b"E"]
+    assert ids(streamed([*messages, abort(7, 10), commit(7, 700)])) == [1, 2, 4]
+    assert ids(streamed([*messages, abort(7, 10), abort(7, 11), commit(7, 700)])) == [1, 2, 4]
     assert ids(streamed([*messages, abort(7, 7)])) == []
     assert ids(streamed([*messages, abort(11, 12)], left=1)) == []
+
+
+def test_rolled_back_with_what_is_inside() -> None:
+    """In whatever order the server names the inner ones, and whichever of them was written in first."""
+    before = [S(7), of(7, T), of(7, row(1)), of(10, row(2)), of(9, row(3)), of(11, row(4)), of(9, row(5)), b"E"]
+    after = [S(7, 0), of(7, T), of(12, row(6)), b"E", commit(7, 700)]
+    for ended in ((9, 10, 11), (10, 11, 9), (11, 10, 9)):
+        assert ids(streamed([*before, *(abort(7, subxid) for subxid in ended), *after])) == [1, 6]
+    assert ids(streamed([*before[:-2], b"E", abort(7, 11), *after])) == [1, 2, 3, 6]
+
+
+def test_rolled_back_where_xids_begin_anew() -> None:
+    """The counter of xids has 32 bits; 3 comes after 4294967295."""
+    top, low = (1 << 32) - 2, (1 << 32) - 1
+    messages = [S(top), of(top, T), of(top, row(1)), of(low, row(2)), of(3, row(3)), of(4, row(4)), b"E"]
+    assert ids(streamed([*messages, abort(top, 3), abort(top, 4), commit(top, 700)])) == [1, 2]
+    assert ids(streamed([*messages, abort(top, low), commit(top, 700)])) == [1]
 
 
 def test_xid_used_again() -> None:

@@ -3,7 +3,7 @@
 A transaction's messages are collected into blocks, which are compressed (each a Zstandard frame with a checksum) and
 appended to a file of its own. What is held uncompressed is bounded: a block for each transaction, and `HELD` bytes for
 all of them together. The files together are bounded by ``max_bytes``; beyond it, or when the file system has no room,
-`SpoolFull` is raised and the spool is of no more use.
+`SpoolFull` is raised and the spool is of no more use; likewise `SpoolFailed`, when the file system fails.
 
 **The files have no name** (``O_TMPFILE``, or unlinked as soon as they are made where that is not known), so the kernel
 frees them when the process ends, in whatever way. There is nothing to clean up after a crash, nothing of another
@@ -24,13 +24,14 @@ import os
 import sys
 import tempfile
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
-from towline.errors import SpoolCorrupt, SpoolFull, SpoolUnusable
+from towline.errors import SpoolCorrupt, SpoolFailed, SpoolFull, SpoolUnusable
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -46,19 +47,34 @@ _OPTIONS: dict[int, int] = {
     zstd.CompressionParameter.compression_level: 1,
     zstd.CompressionParameter.checksum_flag: 1,
 }
+#: What `probe` writes.
+_PAGE = 4096
 #: No room for more, in one sense or another.
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE))
 
 
+def probe(directory: Path) -> None:
+    """See whether files can be made and written there. Raises SpoolUnusable, or SpoolFull when there is no room."""
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            file.write(bytes(_PAGE))
+    except OSError as error:
+        raise (SpoolFull if error.errno in _FULL else SpoolUnusable)(_said(error, directory)) from None
+
+
+def _said(error: OSError, directory: Path) -> str:
+    return f"{error.strerror or 'an error'} in the spool's directory {directory}"
+
+
 class Spool:
-    """The spool of one stream. The constructor raises SpoolUnusable when files cannot be made in the directory."""
+    """The spool of one stream. The constructor raises as `probe` does."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
         self.bytes = 0  # of the files
         self._open: set[SpooledTransaction] = set()
-        self._file().close()
+        probe(directory)
 
     @property
     def transactions(self) -> int:
@@ -72,7 +88,7 @@ class Spool:
         return transaction
 
     def settle(self) -> None:
-        """Write to files what is more than memory is meant to hold. Raises SpoolFull and SpoolUnusable."""
+        """Write to files what is more than memory is meant to hold. Raises SpoolFull and SpoolFailed."""
         held = sum(transaction.held for transaction in self._open)
         if held > HELD:
             for transaction in sorted(self._open, key=lambda transaction: transaction.held, reverse=True):
@@ -110,11 +126,19 @@ class Spool:
         except OSError as error:
             raise self._error(error) from None
 
-    def _error(self, error: OSError) -> SpoolFull | SpoolUnusable:
-        what = f"{error.strerror or 'an error'} in the spool's directory {self.directory}"
-        if error.errno in _FULL:
-            return SpoolFull(f"{what} (transactions in it: {self.transactions}, bytes: {self.bytes})")
-        return SpoolUnusable(what)
+    def _truncate(self, file: FileIO | None, size: int, of: SpooledTransaction) -> None:
+        assert file is not None
+        try:
+            file.truncate(size)
+            file.seek(size)
+        except OSError as error:
+            raise self._error(error) from None
+        self.bytes -= of.size - size
+        of.size = size
+
+    def _error(self, error: OSError) -> SpoolFull | SpoolFailed:
+        what = f"{_said(error, self.directory)} (transactions in it: {self.transactions}, bytes: {self.bytes})"
+        return SpoolFull(what) if error.errno in _FULL else SpoolFailed(what)
 
     def _forget(self, transaction: SpooledTransaction) -> None:
         self._open.discard(transaction)
@@ -132,16 +156,26 @@ class SpooledTransaction:
         self._messages: list[bytes] = []
         self._file: FileIO | None = None
         self._frames = array("L")  # the sizes of what is in the file
+        self._counts = array("L")  # how many messages there are up to the end of each
+
+    @property
+    def count(self) -> int:
+        """How many messages there are."""
+        return self._filed + len(self._messages)
+
+    @property
+    def _filed(self) -> int:
+        return self._counts[-1] if self._counts else 0
 
     def add(self, message: bytes) -> None:
-        """Keep a message. Raises SpoolFull and SpoolUnusable."""
+        """Keep a message. Raises SpoolFull and SpoolFailed."""
         self._messages.append(message)
         self.held += len(message)
         if self.held >= BLOCK:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held to the file. Raises SpoolFull and SpoolUnusable."""
+        """Write what is held to the file. Raises SpoolFull and SpoolFailed."""
         if not self._messages:
             return
         if self._file is None:
@@ -151,8 +185,26 @@ class SpooledTransaction:
         frame = zstd.compress(block, options=_OPTIONS)
         self._spool._append(self._file, frame, self)
         self._frames.append(len(frame))
+        self._counts.append(self._filed + len(sizes))
         self._messages = []
         self.held = 0
+
+    def cut(self, count: int) -> None:
+        """Forget all messages but the first so many, and give back what they took.
+
+        Raises SpoolCorrupt, as `blocks` does, when the block that is cut in two cannot be read, and SpoolFailed.
+        """
+        filed = self._filed
+        if count >= filed:
+            self.held -= sum(map(len, self._messages[count - filed :]))
+            del self._messages[count - filed :]
+            return
+        whole = bisect_right(self._counts, count)  # so many blocks stay as they are
+        size, before = self.size - sum(self._frames[whole:]), self._counts[whole - 1] if whole else 0
+        self._messages = self._block(size, self._frames[whole])[: count - before] if count > before else []
+        self.held = sum(map(len, self._messages))
+        self._spool._truncate(self._file, size, self)
+        del self._frames[whole:], self._counts[whole:]
 
     def blocks(self) -> Iterator[list[bytes]]:
         """All messages, some at a time. Raises SpoolCorrupt when a file does not hold what was written to it."""
@@ -186,4 +238,4 @@ class SpooledTransaction:
             self._file.close()
             self._file = None
         self._spool._forget(self)
-        self._frames = array("L")
+        self._frames, self._counts = array("L"), array("L")

@@ -13,8 +13,12 @@ instead of keeping it in files until the commit. Parts of several transactions a
 Within a part every message but ORIGIN has after its kind the xid (int32) of the (sub)transaction that it belongs to.
 
 Parts are only kept here (in a spool, see `Keep`). At its commit a transaction's messages go through the ordinary
-decoder, as if it had come whole: without those of subtransactions that were rolled back. So nothing is decoded that
-is rolled back in the end, and transactions are gathered in commit order as ever.
+decoder, as if it had come whole. So nothing is decoded that is rolled back in the end, and transactions are gathered
+in commit order as ever.
+
+**A subtransaction that is rolled back** is dropped at once: what was kept is cut where its first message is. The server
+tells of it before it sends anything that was written afterwards, so that all that follows this message is of the same
+subtransaction, or of those inside it. xids are assigned in order, so all from this one on are gone with it.
 
 **Descriptions of tables** that come in a part hold for that transaction only, until it commits: it may have changed
 the table. The server remembers which tables the client has the present description of, and counts what a streamed
@@ -29,6 +33,8 @@ Source: https://www.postgresql.org/docs/current/protocol-logicalrep-message-form
 from __future__ import annotations
 
 import struct
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -51,8 +57,15 @@ _KEPT = frozenset(b"IUDTRYM")
 class Kept(Protocol):
     """The messages of one transaction; see `towline.source.postgres.spool.SpooledTransaction`."""
 
+    @property
+    def count(self) -> int:
+        """How many messages there are."""
+
     def add(self, message: bytes) -> None:
         """Keep a message."""
+
+    def cut(self, count: int) -> None:
+        """Forget all messages but the first so many."""
 
     def blocks(self) -> Iterator[list[bytes]]:
         """All messages in order, some at a time."""
@@ -73,16 +86,48 @@ class Keep(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _UnderWay:
-    """A transaction of which parts have come. Subtransactions and tables as they are in messages: four bytes.
+    """A transaction of which parts have come. Tables as they are in messages: four bytes.
 
-    ``described``: the subtransaction in which a table was described, the table, and when (`_clock`).
+    ``described``: which message described a table, the table, and when (`_clock`).
     ``unwanted``: tables that are not routed, by their last description in this transaction.
+    ``subtransactions``: how much later than the transaction's their xids were assigned, in order; ``firsts``: the first
+    message of each. A transaction may have millions of them.
     """
 
+    xid: int
     kept: Kept
-    rolled_back: set[bytes] = field(default_factory=set)
-    described: list[tuple[bytes, bytes, int]] = field(default_factory=list)
+    described: list[tuple[int, bytes, int]] = field(default_factory=list)
     unwanted: set[bytes] = field(default_factory=set)
+    subtransactions: array[int] = field(default_factory=lambda: array("I"))
+    firsts: array[int] = field(default_factory=lambda: array("Q"))
+    last: bytes = b""
+
+    def add(self, message: bytes) -> None:
+        """Keep a message, which has an xid."""
+        if (xid := message[1:5]) != self.last:
+            self.last = xid
+            self._enter(self._later(int.from_bytes(xid, "big")))
+        self.kept.add(message)
+
+    def _later(self, xid: int) -> int:
+        return (xid - self.xid) % (1 << 32)
+
+    def _enter(self, later: int) -> None:
+        place = bisect_left(self.subtransactions, later)
+        if later and (place == len(self.subtransactions) or self.subtransactions[place] != later):
+            self.subtransactions.insert(place, later)
+            self.firsts.insert(place, self.kept.count)
+
+    def roll_back(self, subxid: int) -> None:
+        """A subtransaction has ended, with those inside it."""
+        place = bisect_left(self.subtransactions, self._later(subxid))
+        if place == len(self.subtransactions):
+            return  # nothing of it was kept
+        first = min(self.firsts[place:])
+        self.kept.cut(first)
+        self.described = [each for each in self.described if each[0] < first]
+        del self.subtransactions[place:], self.firsts[place:]
+        self.last = b""
 
 
 class StreamingDecoder(Decoder):
@@ -115,7 +160,7 @@ class StreamingDecoder(Decoder):
         if part is None:
             return Decoder._batch(self, message, at)
         if message[at + 5 : at + 9] not in part.unwanted:
-            part.kept.add(message[at:])
+            part.add(message[at:])
         return None
 
     def _take(self, message: bytes, at: int) -> None:
@@ -133,7 +178,7 @@ class StreamingDecoder(Decoder):
                 raise _malformed(kind, "it ends early")
             if kind == ord("R"):
                 self._described_in(part, message, at)
-            part.kept.add(message[at:])
+            part.add(message[at:])
         elif kind == ord("E"):
             _fields(_STOP, message[at:])
             self._part = None
@@ -147,7 +192,7 @@ class StreamingDecoder(Decoder):
         sent = parse(_without_xid(message[at:]))
         assert isinstance(sent, RelationSent)
         self._clock += 1
-        part.described.append((message[at + 1 : at + 5], sent.oid, self._clock))
+        part.described.append((part.kept.count, sent.oid, self._clock))
         if not self._routed.wants(int.from_bytes(sent.oid, "big"), sent.name):
             part.unwanted.add(sent.oid)
         else:
@@ -170,7 +215,7 @@ class StreamingDecoder(Decoder):
         if first == (xid in self._under_way) or first > 1 or not xid:
             raise _malformed(ord("S"), "a first part of a transaction that is known, or a later one of one that is not")
         if first:
-            self._under_way[xid] = _UnderWay(self._keep.open())
+            self._under_way[xid] = _UnderWay(xid, self._keep.open())
         self._part = self._under_way[xid]
 
     def _abort(self, xid: int, subxid: int) -> None:
@@ -181,7 +226,7 @@ class StreamingDecoder(Decoder):
             transaction.kept.drop()
             del self._under_way[xid]
         else:
-            transaction.rolled_back.add(subxid.to_bytes(4, "big"))
+            transaction.roll_back(subxid)
 
     def _commit(self, message: bytes) -> None:
         _, xid, flags, lsn, end, microseconds = _fields(_COMMIT, message)
@@ -196,20 +241,18 @@ class StreamingDecoder(Decoder):
         layouts, sent = self._replay(transaction)
         self._gatherer.commit(lsn, end)
         transaction.kept.drop()
-        for subxid, oid, when in transaction.described:
-            if subxid not in transaction.rolled_back and when > self._described.get(oid, 0):
+        for _, oid, when in transaction.described:
+            if when > self._described.get(oid, 0):
                 self._described[oid] = when
                 self._layouts[oid], self._sent[oid] = layouts[oid], sent[oid]
 
     def _replay(self, transaction: _UnderWay) -> tuple[Layouts, dict[bytes, RelationSent]]:
         """Decode the messages of a transaction; returns what is known of tables after it."""
-        rolled_back = transaction.rolled_back
         outside, self._layouts = self._layouts, {}
         sent_outside, self._sent = self._sent, {}
         self._replaying = True
         for message in self._pace(transaction.kept.blocks()):
-            if not rolled_back or message[1:5] not in rolled_back:
-                self.feed(_without_xid(message))
+            self.feed(_without_xid(message))
         self._replaying = False
         layouts, self._layouts = self._layouts, outside
         sent, self._sent = self._sent, sent_outside

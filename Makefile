@@ -70,7 +70,7 @@ faults: $(STAMP)
 	@$(PYTHON) -m tests.faults $(FAULTS_ARGS)
 
 huge: $(STAMP)
-	@$(PYTHON) -m pytest -q -rP tests/huge --timeout 1800 $(TEST_ARGS)
+	@$(PYTHON) -m pytest -q -rP tests/huge --timeout 3600 $(TEST_ARGS)
 
 soak: $(STAMP)
 	@.ci/postgresql-15

@@ -27,6 +27,7 @@ class Fault:
     (`Trial.over`). ``empty``: the phases in which there is nothing to try, with the mark of `REASONS`. ``plugins``: for
     which it is tried; the cells of others have the mark ``other_plugins``. ``options``: what the pipeline file says
     under ``defaults``. ``standby``: its source has one, with a copy of the slot. ``root``: it mounts a file system.
+    ``small_spool``: the daemon's spool is on one of 1 MB.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Fault:
     options: str = ""
     standby: bool = False
     root: bool = False
+    small_spool: bool = False
 
     def reason(self, phase: Phase, plugin: str) -> str:
         """The mark of a cell that is empty; "" for one that is to be run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import psycopg
@@ -13,6 +14,7 @@ from tests.faults.trial import PATIENCE, Trial
 from tests.support.wait import until
 
 REFUSED, LARGE = "Rows that the target refuses", "Large transactions under way"
+PREPARED = "Prepared transactions"
 ROWS = 5000
 
 
@@ -101,6 +103,48 @@ def large(strike: Callable[[Trial], None]) -> Callable[[Trial], None]:
     return hit
 
 
+def fill_spool(trial: Trial) -> None:
+    """A transaction under way has more than the disk of the spool holds; it commits when the daemon goes on without."""
+    with (
+        setting(trial.source_server, "logical_decoding_work_mem", "'64kB'"),
+        psycopg.connect(trial.source) as connection,
+    ):
+        connection.execute(
+            "INSERT INTO item SELECT n, 'sku ' || n, 1, (SELECT string_agg(md5(n || ' ' || j), '') FROM"
+            " generate_series(1, 40) j) FROM generate_series(1000001, %s) n",
+            (1000000 + ROWS,),
+        )
+        trial.go()
+        trial.daemon.await_logged("code=TL-335")
+        connection.commit()
+    trial.over()
+
+
+def prepared(trial: Trial) -> None:
+    """Transactions are prepared, the daemon is killed, and then one is committed and another one rolled back."""
+    names = [f"{trial.directory.name} {os.getpid()} {verb}" for verb in ("COMMIT", "ROLLBACK")]
+    for number, name in enumerate(names):
+        trial.stack.callback(_roll_back, trial, name)
+        with psycopg.connect(trial.source, autocommit=True) as connection:
+            first = 1000001 + number * ROWS
+            connection.execute("BEGIN")
+            connection.execute("INSERT INTO journal SELECT n, 1 FROM generate_series(%s, %s) n", (first, first + 300))
+            connection.execute(f"PREPARE TRANSACTION '{name}'".encode())
+    trial.kill()
+    daemon = trial.start()
+    trial.go()
+    daemon.await_logged("event=replicating")
+    for name in names:
+        trial.at("source", f"{name.split()[-1]} PREPARED '{name}'")
+    trial.over()
+
+
+def _roll_back(trial: Trial, name: str) -> None:
+    """A prepared transaction that a failed trial leaves would keep its database from being dropped."""
+    if trial.at("source", "SELECT FROM pg_prepared_xacts WHERE gid = %s", name):
+        trial.at("source", f"ROLLBACK PREPARED '{name}'")
+
+
 def _streamed(trial: Trial) -> bool:
     """Whether the source has sent parts of a transaction that is under way."""
     slots = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
@@ -122,4 +166,8 @@ FAULTS = (
           NOT_VERIFYING, plugins=ONE, other_plugins="e"),
     Fault("large-cut", LARGE, f"{ROWS:,} rows, the line to the source is cut", large(cut),
           NOT_VERIFYING, plugins=ONE, other_plugins="e"),
+    Fault("large-full", LARGE, f"{ROWS:,} rows, more than the spool's disk of 1 MB holds", fill_spool,
+          NOT_VERIFYING, plugins=ONE, other_plugins="e", root=True, small_spool=True),
+    Fault("prepared-kill", PREPARED, "SIGKILL between PREPARE TRANSACTION and COMMIT or ROLLBACK PREPARED", prepared,
+          NOT_VERIFYING),
 )  # fmt: skip

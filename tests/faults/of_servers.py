@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tests.faults.fault import Fault
 from tests.faults.of_lines import ROWS
 from tests.faults.phases import Phase
 from tests.faults.settings import setting
+from tests.faults.small_disk import small_disk
 from tests.faults.trial import PATIENCE, Trial
 from tests.support.wait import until
 from tests.support.wire import Trap
@@ -103,11 +103,9 @@ def read_only(trial: Trial) -> None:
 def disk_full(trial: Trial) -> None:
     """The tables of the target are on 1 MB, which something else fills up, until the daemon has noticed."""
     directory = trial.target_server.directory / f"small-{os.getpid()}"
-    directory.mkdir()
-    _mount(directory)
+    trial.stack.enter_context(small_disk(directory))
     owner = trial.target_server.data.stat()
     os.chown(directory, owner.st_uid, owner.st_gid)
-    trial.stack.callback(_unmount, directory)
     name = f"small_{os.getpid()}"
     trial.at("target", f"CREATE TABLESPACE {name} LOCATION '{directory}'")
     trial.stack.callback(_drop_tablespace, trial, name)
@@ -125,17 +123,6 @@ def disk_full(trial: Trial) -> None:
     trial.daemon.await_logged("53100")
     filler.unlink()
     trial.over()
-
-
-def _mount(directory: Path) -> None:
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(directory)], check=True, capture_output=True
-    )
-
-
-def _unmount(directory: Path) -> None:
-    subprocess.run(["umount", str(directory)], check=True, capture_output=True)
-    directory.rmdir()
 
 
 def _drop_tablespace(trial: Trial, name: str) -> None:
@@ -192,21 +179,44 @@ def slow(trial: Trial) -> None:
     trial.over()
 
 
-def slot_dropped(trial: Trial) -> None:
-    """Somebody drops the slot: the pipeline halts. The remedy is `towline resync`."""
+def without_slot(code: str, harm: Callable[[Trial], None]) -> Callable[[Trial], None]:
+    """Nobody reads the slot, and something befalls it: the pipeline halts. The remedy is `towline resync`."""
+
+    def hit(trial: Trial) -> None:
+        trial.daemon.signal(signal.SIGSTOP)
+        end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()"
+        trial.at("source", end + " AND active_pid IS NOT NULL")
+        until(lambda: not trial.sessions("source", WALSENDER), PATIENCE)
+        harm(trial)
+        trial.daemon.signal(signal.SIGCONT)
+        trial.go()
+        trial.halted(code)
+        trial.write_all()
+        trial.resync()
+        trial.over()
+        trial.start()
+
+    return hit
+
+
+def drop_slot(trial: Trial) -> None:
+    """Somebody drops it."""
     drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
-    trial.daemon.signal(signal.SIGSTOP)
-    end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()"
-    trial.at("source", end + " AND active_pid IS NOT NULL")
-    until(lambda: not trial.sessions("source", "backend_type = 'walsender'"), PATIENCE)
     trial.at("source", drop)
-    trial.daemon.signal(signal.SIGCONT)
-    trial.go()
-    trial.halted("TL-304")
-    trial.write_all()
-    trial.resync()
-    trial.over()
-    trial.start()
+
+
+def lose_slot(trial: Trial) -> None:
+    """The source writes more than max_slot_wal_keep_size, and removes what the slot needs."""
+    status = "SELECT wal_status FROM pg_replication_slots WHERE database = current_database()"
+
+    def lost() -> bool:
+        trial.at("source", "SELECT pg_logical_emit_message(false, 'matrix', 'x')")
+        trial.at("source", "SELECT pg_switch_wal()")
+        trial.at("source", "CHECKPOINT")
+        return trial.at("source", status) == [("lost",)]
+
+    with setting(trial.source_server, "max_slot_wal_keep_size", "'1MB'"):
+        until(lost, PATIENCE)
 
 
 def crash(server: Server) -> None:
@@ -236,8 +246,11 @@ FAULTS = (
     Fault("source-frozen", SOURCE, "the walsender is stopped (SIGSTOP) while all is written",
           freeze("source", WALSENDER)),
     Fault("source-timeout", SOURCE, "the daemon is stopped for longer than wal_sender_timeout", timed_out),
-    Fault("source-slot-dropped", SOURCE, "the slot is dropped: halts (TL-304), then `towline resync`", slot_dropped,
-          NOT_VERIFYING),
+    Fault("source-slot-dropped", SOURCE, "the slot is dropped: halts (TL-304), then `towline resync`",
+          without_slot("TL-304", drop_slot), NOT_VERIFYING),
+    Fault("source-slot-lost", SOURCE,
+          "the slot is lost (max_slot_wal_keep_size): halts (TL-322), then `towline resync`",
+          without_slot("TL-322", lose_slot), NOT_VERIFYING),
     Fault("target-restart", TARGET, "restarts (fast)", restart("target", fast),
           plugins=ANY),
     Fault("target-crash", TARGET, "crashes (SIGKILL of all its processes), recovers", restart("target", crash)),

@@ -132,6 +132,7 @@ def tried(bench: Bench, directory: Path, cell: Cell, seed: int, watch: Watch = l
             point=point,
             options=fault.options,
             standby=fault.standby,
+            small_spool=fault.small_spool,
         )
         point = f"{trial.point} {trial.passing}"
         watch(trial)

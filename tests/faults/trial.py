@@ -19,6 +19,7 @@ from tests.faults.accounts import Account, Mark, account, mark
 from tests.faults.bench import Bench
 from tests.faults.phases import Phase
 from tests.faults.puppet import DAEMON, VERIFY, Puppet
+from tests.faults.small_disk import small_disk
 from tests.support.databases import create_database
 from tests.support.pair import pair
 from tests.support.proxy import Proxy
@@ -71,8 +72,10 @@ class Trial:
         point: str = "",
         options: str = "",
         standby: bool = False,
+        small_spool: bool = False,
     ) -> None:
         self.bench = bench
+        self._small_spool = small_spool
         self._options = options
         self._standby = standby
         self.pair: tuple[Server, ...] = ()
@@ -86,9 +89,9 @@ class Trial:
         self.stack = ExitStack()
         self.puppets: list[Puppet] = []
         self.verifier: Puppet | None = None
-        self._directory = directory / f"trial-{next(_numbers)}"
-        self._directory.mkdir()
-        self._path = self._directory / "matrix.yaml"
+        self.directory = directory / f"trial-{next(_numbers)}"
+        self.directory.mkdir()
+        self._path = self.directory / "matrix.yaml"
         self._writer = workload.Writer(lambda: psycopg.connect(self.source), workload.transactions(seed, TRANSACTIONS))
         self._since: Mark | None = None
         self._over: tuple[float, int] | None = None
@@ -123,7 +126,7 @@ class Trial:
     def start(self, pause: tuple[str, int] | None = None) -> Puppet:
         """Start a daemon."""
         assert not self._abandoned, "the trial was abandoned"
-        log = self._directory / f"daemon-{len(self.puppets)}.log"
+        log = self.directory / f"daemon-{len(self.puppets)}.log"
         self.puppets.append(Puppet(DAEMON, self._path, log, pause))
         return self.daemon
 
@@ -235,7 +238,7 @@ class Trial:
         if self._standby:
             self.pair = stack.enter_context(
                 pair(
-                    self._directory,
+                    self.directory,
                     embedded_bindir(),
                     primary={"synchronized_standby_slots": "standby"},
                     standby={"sync_replication_slots": "on"},
@@ -256,6 +259,8 @@ class Trial:
         }
         if self.pair:
             self.proxies["standby"] = stack.enter_context(Proxy(self.pair[1].port, wire=True))
+        if self._small_spool:
+            stack.enter_context(small_disk(self._spool))
         stack.callback(self._end_processes)
         with psycopg.connect(self.source, autocommit=True) as connection:
             connection.execute(workload.SOURCE)
@@ -265,6 +270,10 @@ class Trial:
         self._path.write_text(self._configuration(), "utf-8")
         self.apply()
 
+    @property
+    def _spool(self) -> Path:
+        return self.directory / "spool"
+
     def _configuration(self) -> str:
         source, target = self.proxies["source"].dsn(self.source), self.proxies["target"].dsn(self.hub)
         more = ""
@@ -273,14 +282,15 @@ class Trial:
             hosts = "127.0.0.1,127.0.0.1"
             source = psycopg.conninfo.make_conninfo(source, host=hosts, port=ports, target_session_attrs="read-write")
             more = ", failover: true"
-        slot = f"matrix_{os.getpid()}_{self._directory.name.replace('-', '_')}"
+        spool = f"spool: {{directory: {self._spool}}}\n" if self._small_spool else ""
+        slot = f"matrix_{os.getpid()}_{self.directory.name.replace('-', '_')}"
         named = f"plugin: {self.plugin}, slot: {slot}, publication: {slot}{more}"
         return (
             "pipeline: matrix\n"
             f'source: {{kind: postgres, dsn: "{source}", {named}}}\n'
             f'target: {{kind: postgres, dsn: "{target}"}}\n'
             "batch: {max_rows: 220}\nsnapshot: {chunk_rows: 250}\ncheckpoint_seconds: 0.5\nweb: {port: 0}\n"
-            f"defaults: {{{self._options}}}\nlog: {{level: debug}}\n{workload.ROUTES}"
+            f"defaults: {{{self._options}}}\nlog: {{level: debug}}\n{spool}{workload.ROUTES}"
         )
 
     def _reach(self) -> None:
@@ -298,7 +308,7 @@ class Trial:
             self.await_rest()
         self._since = self._mark()
         if self.phase is Phase.VERIFYING:
-            log = self._directory / "verify.log"
+            log = self.directory / "verify.log"
             self.verifier = Puppet(VERIFY, self._path, log, at)
             self._writer.start()
             self.verifier.await_paused(PATIENCE)

@@ -10,11 +10,14 @@ from tests.faults.trial import Trial
 
 #: Why a cell is empty: the mark in the table, and what the legend says of it.
 REASONS: Mapping[str, str] = {
-    "a": "the phase has no such message: what is cut here belongs to another phase",
+    "a": "no chunk is read in this phase",
     "b": "it would not meet verify, only the daemon: that is what the other columns show",
-    "c": "the target does not know by which plugin the rows came: tried with pgoutput",
+    "c": "left out for time: tried with pgoutput; the target gets the same pieces from either plugin",
     "e": "PostgreSQL sends transactions that are under way with pgoutput only",
     "f": "not tried: the standby has no copy of the slot yet, or verify ends with the server that it reads from",
+    "h": "wal2json reads no publication",
+    "i": "verify does not run in this phase",
+    "j": "tried while it is streamed: later the transaction has ended",
     "g": "the source for wal2json is PostgreSQL 15, and slots are copied to standbys from 17 on",
 }
 
@@ -28,6 +31,7 @@ class Fault:
     which it is tried; the cells of others have the mark ``other_plugins``. ``options``: what the pipeline file says
     under ``defaults``. ``standby``: its source has one, with a copy of the slot. ``root``: it mounts a file system.
     ``small_spool``: the daemon's spool is on one of 1 MB.
+    ``prepare``: what it needs before the pipeline is set up.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Fault:
     standby: bool = False
     root: bool = False
     small_spool: bool = False
+    prepare: Callable[[Trial], None] | None = None
 
     def reason(self, phase: Phase, plugin: str) -> str:
         """The mark of a cell that is empty; "" for one that is to be run."""

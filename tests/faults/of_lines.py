@@ -77,12 +77,12 @@ def swallow(side: str) -> Callable[[Trial], None]:
     return hit
 
 
-def hold(side: str) -> Callable[[Trial], None]:
-    """Silence both ways while the source writes all, then everything arrives at once."""
+def hold(side: str, *, up: bool = True, down: bool = True) -> Callable[[Trial], None]:
+    """Silence, one way or both, while the source writes all; then everything arrives at once."""
 
     def hit(trial: Trial) -> None:
         proxy = trial.proxies[side]
-        proxy.hold()
+        proxy.hold(up=up, down=down)
         trial.go()
         trial.write_all()
         proxy.release()
@@ -125,41 +125,36 @@ def _only(*phases: Phase) -> Mapping[Phase, str]:
     return {phase: "a" for phase in Phase if phase not in phases}
 
 
-ALL_BUT_VERIFYING = tuple(phase for phase in Phase if phase is not Phase.VERIFYING)
 S, T = GROUP["source"], GROUP["target"]
 LOST = {"message": "lost", "answer": "arrives, the answer is lost"}
 
 
-def _protocol(side: str, name: str, what: str, trap: Trap, phases: tuple[Phase, ...], **options: int) -> list[Fault]:
+def _protocol(side: str, name: str, what: str, trap: Trap, **options: int) -> list[Fault]:
     """A message of the client: lost, and its answer lost."""
     return [
         Fault(
             f"{side}-{name}-{lose}", GROUP[side], f"cut: {what} {how}", trapped(side, trap, lose, **options),
-            _only(*phases), plugins=PLUGINS if name == "commit" else _plugins(side),
+            plugins=PLUGINS if name == "commit" else _plugins(side),
         )
         for lose, how in LOST.items()
     ]  # fmt: skip
 
 
 FAULTS = (
-    *_protocol("source", "startup", "startup message", STARTING, tuple(Phase), reconnect=True, spread=2),
-    *_protocol("source", "start", "START_REPLICATION", REPLICATING, ALL_BUT_VERIFYING, reconnect=True),
+    *_protocol("source", "startup", "startup message", STARTING, reconnect=True, spread=2),
+    *_protocol("source", "start", "START_REPLICATION", REPLICATING, reconnect=True),
     Fault("source-chunk", S, "cut: in the middle of a chunk's rows", trapped("source", CHUNK, "message"),
           _only(Phase.SNAPSHOT, Phase.VERIFYING)),
-    Fault("source-data", S, "cut: in the middle of a row of the stream", trapped("source", DATA, "message", spread=5),
-          _only(Phase.STREAMING, Phase.APPLYING, Phase.COMMITTING, Phase.ACKNOWLEDGING)),
-    Fault("source-keepalive", S, "cut: in the middle of a keepalive", trapped("source", KEEPALIVE, "message"),
-          _only(*ALL_BUT_VERIFYING)),
-    Fault("source-status", S, "cut: in the middle of an acknowledgement", trapped("source", STATUS, "message"),
-          _only(*ALL_BUT_VERIFYING)),
-    *_protocol("target", "startup", "startup message", STARTING, tuple(Phase), reconnect=True, spread=2),
-    *_protocol("target", "begin", "BEGIN", BEGIN, (Phase.SNAPSHOT, Phase.STREAMING, Phase.ACKNOWLEDGING)),
-    *_protocol("target", "statement", "a route's statement", STATEMENT, (Phase.STREAMING, Phase.APPLYING), spread=2),
-    Fault("target-rows", T, "cut: in the middle of COPY", trapped("target", ROWS, "message"),
-          _only(Phase.SNAPSHOT, Phase.STREAMING, Phase.APPLYING), plugins=PLUGINS[:1]),
+    Fault("source-data", S, "cut: in the middle of a row of the stream", trapped("source", DATA, "message", spread=5)),
+    Fault("source-keepalive", S, "cut: in the middle of a keepalive", trapped("source", KEEPALIVE, "message")),
+    Fault("source-status", S, "cut: in the middle of an acknowledgement", trapped("source", STATUS, "message")),
+    *_protocol("target", "startup", "startup message", STARTING, reconnect=True, spread=2),
+    *_protocol("target", "begin", "BEGIN", BEGIN),
+    *_protocol("target", "statement", "a route's statement", STATEMENT, spread=2),
+    Fault("target-rows", T, "cut: in the middle of COPY", trapped("target", ROWS, "message"), plugins=PLUGINS[:1]),
     Fault("target-copied", T, "cut: COPY is done, the answer is lost", trapped("target", COPIED, "answer"),
-          _only(Phase.SNAPSHOT, Phase.STREAMING, Phase.APPLYING), plugins=PLUGINS[:1]),
-    *_protocol("target", "commit", "COMMIT", COMMIT, (Phase.SNAPSHOT, Phase.COMMITTING)),
+          plugins=PLUGINS[:1]),
+    *_protocol("target", "commit", "COMMIT", COMMIT),
     *(
         fault
         for side, group in GROUP.items()
@@ -173,6 +168,10 @@ FAULTS = (
             Fault(f"{side}-swallow", group, "swallows everything silently, then resets", swallow(side),
                   plugins=_plugins(side)),
             Fault(f"{side}-hold", group, "silent, then all arrives at once", hold(side), plugins=_plugins(side)),
+            Fault(f"{side}-hold-up", group, "silent towards the server, then all arrives at once",
+                  hold(side, down=False), plugins=PLUGINS[:1]),
+            Fault(f"{side}-hold-down", group, "silent towards the daemon, then all arrives at once",
+                  hold(side, up=False), plugins=PLUGINS[:1]),
             Fault(f"{side}-delay", group, "10 ms later each way, from then on", delay(side), plugins=_plugins(side)),
             Fault(f"{side}-unreachable", group, "unreachable until the daemon has tried twice", unreachable(side),
                   plugins=_plugins(side)),

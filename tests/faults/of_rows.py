@@ -48,6 +48,62 @@ def killed_with_some_aside(trial: Trial) -> None:
     set_aside(trial)
 
 
+#: What the target's server does with one row in fifty each, and the SQLSTATE that comes of it.
+KINDS = {
+    "23502": "NEW.amount := NULL",
+    "22P02": "PERFORM ('x' || NEW.id)::int",
+    "22001": "UPDATE audit.narrow SET c = 'too long'",
+    "22P05": "PERFORM convert_to(chr(9731), 'LATIN1')",
+    "22012": "PERFORM 1 / (NEW.id - NEW.id)",
+}
+
+
+def each_kind(trial: Trial) -> None:
+    """NOT NULL, a cast, a length, an encoding, an expression that raises: all are set aside, then retried."""
+    trial.at("target", "CREATE TABLE audit.narrow (c varchar(2))")
+    trial.at("target", "INSERT INTO audit.narrow VALUES ('')")
+    cases = " ".join(f"WHEN {number} THEN {deed};" for number, deed in enumerate(KINDS.values()))
+    trial.hook(f"IF TG_TABLE_NAME = 'journal' THEN CASE NEW.id % 50 {cases} ELSE NULL; END CASE; END IF; RETURN NEW;")
+    trial.go()
+    trial.at("source", "INSERT INTO journal SELECT n, 1 FROM generate_series(2000000, 2000199) n")
+    trial.write_all()
+    trial.await_rest()
+    found = {state for (state,) in trial.at("target", "SELECT DISTINCT sqlstate FROM towline.quarantine")}
+    assert found == set(KINDS), found
+    trial.hook("RETURN NEW;")
+    trial.over()
+    trial.retry_quarantined()
+    assert not trial.at("target", "SELECT FROM towline.quarantine WHERE state = 'open'"), "something is still refused"
+
+
+def nothing_aside(trial: Trial) -> None:
+    """What is no fault of a row has set none aside."""
+    assert not trial.at("target", "SELECT FROM towline.quarantine"), "the quarantine was filled by an outage"
+
+
+def table_missing(trial: Trial) -> None:
+    """Somebody renames a table of the target between two batches: halts, and no row is set aside."""
+    trial.go()
+    trial.at("target", "ALTER TABLE replica.journal RENAME TO elsewhere")
+    trial.at("source", "INSERT INTO journal VALUES (2000000, 1)")
+    trial.halted("TL-")
+    nothing_aside(trial)
+    trial.at("target", "ALTER TABLE replica.elsewhere RENAME TO journal")
+    trial.start()
+    trial.over()
+
+
+def outage(trial: Trial) -> None:
+    """The target crashes where rows would be set aside: none is."""
+    trial.target_server.kill()
+    trial.go()
+    trial.daemon.await_logged("code=TL-401")
+    trial.target_server.start()
+    trial.over()
+    trial.await_rest()
+    nothing_aside(trial)
+
+
 def flooded(trial: Trial) -> None:
     """All rows are refused: the pipeline halts, and sets none of that batch aside. Then the target takes them again."""
     refuse(trial, "NEW.id > 1000000")
@@ -70,6 +126,21 @@ def cut(trial: Trial) -> None:
     """The lines to the source are reset."""
     trial.proxies["source"].cut()
     trial.go()
+
+
+def aborted(trial: Trial) -> None:
+    """A large transaction is rolled back after much of it was sent; the daemon is killed before it hears of that."""
+    with (
+        setting(trial.source_server, "logical_decoding_work_mem", "'64kB'"),
+        psycopg.connect(trial.source) as connection,
+    ):
+        connection.execute("INSERT INTO journal SELECT n, 1 FROM generate_series(1000001, %s) n", (1000000 + ROWS,))
+        connection.execute("UPDATE sale SET quantity = -1")
+        trial.go()
+        until(lambda: _streamed(trial), PATIENCE, trial.daemon.log)
+        kill(trial)
+        connection.rollback()
+        trial.over()
 
 
 def large(strike: Callable[[Trial], None]) -> Callable[[Trial], None]:
@@ -162,6 +233,15 @@ FAULTS = (
           NOT_VERIFYING, options=QUARANTINE),
     Fault("row-flood", REFUSED, "hundreds are refused: halts (TL-408), then the target takes them", flooded,
           NOT_VERIFYING, options=QUARANTINE),
+    Fault("row-kinds", REFUSED, "NOT NULL, cast, length, encoding, raising expression; then retried", each_kind,
+          NOT_VERIFYING, options=QUARANTINE),
+    Fault("row-table-missing", REFUSED, "a table is renamed: halts, none is set aside; then renamed back",
+          table_missing, NOT_VERIFYING, plugins=ONE, options=QUARANTINE),
+    Fault("row-outage", REFUSED, "the target crashes: none is set aside", outage,
+          NOT_VERIFYING, plugins=ONE, options=QUARANTINE),
+    Fault("large-abort", LARGE, f"{ROWS:,} rows, rolled back; SIGKILL before the daemon hears of it", aborted,
+          {phase: "j" for phase in Phase if phase not in (Phase.SNAPSHOT, Phase.STREAMING)}, plugins=ONE,
+          other_plugins="e"),
     Fault("large-kill", LARGE, f"{ROWS:,} rows, SIGKILL while they are streamed, applied or committed", large(kill),
           NOT_VERIFYING, plugins=ONE, other_plugins="e"),
     Fault("large-cut", LARGE, f"{ROWS:,} rows, the line to the source is cut", large(cut),

@@ -17,21 +17,20 @@ from tests.faults.small_disk import small_disk
 from tests.faults.trial import PATIENCE, Trial
 from tests.support.wait import until
 from tests.support.wire import Trap
-from towline.demo.server import Server
 
 SOURCE, TARGET = "The source", "The target"
+SMALL = ("replica.sale", "replica.journal")
 UNAVAILABLE = {"source": "code=TL-301", "target": "code=TL-401"}
 
 
-def restart(side: str, stop: Callable[[Server], None]) -> Callable[[Trial], None]:
-    """The server goes down; it comes back when the daemon has noticed."""
+def restart(side: str, how: signal.Signals, mode: str) -> Callable[[Trial], None]:
+    """The server is told to go down; it comes back when the daemon has noticed."""
 
     def hit(trial: Trial) -> None:
         server = trial.server(side)
-        if side == "source":
-            trial.go()
-        stop(server)
+        os.kill(server.pid, how)  # the daemon waits at the point: it goes on while the server ends
         trial.go()
+        server.stop(mode, timeout=5.0)
         trial.daemon.await_logged(UNAVAILABLE[side])
         server.start()
         trial.over()
@@ -100,8 +99,8 @@ def read_only(trial: Trial) -> None:
     trial.over()
 
 
-def disk_full(trial: Trial) -> None:
-    """The tables of the target are on 1 MB, which something else fills up, until the daemon has noticed."""
+def on_small_disk(trial: Trial) -> None:
+    """Two tables of the target are on a disk of 1 MB from the beginning."""
     directory = trial.target_server.directory / f"small-{os.getpid()}"
     trial.stack.enter_context(small_disk(directory))
     owner = trial.target_server.data.stat()
@@ -109,16 +108,14 @@ def disk_full(trial: Trial) -> None:
     name = f"small_{os.getpid()}"
     trial.at("target", f"CREATE TABLESPACE {name} LOCATION '{directory}'")
     trial.stack.callback(_drop_tablespace, trial, name)
-    filler = directory / "filler"
-
-    # The daemon holds locks on the tables in its transaction: they are moved between two of them.
-    trial.daemon.signal(signal.SIGSTOP)
-    for pid in trial.sessions("target"):
-        trial.at("target", "SELECT pg_terminate_backend(%s)", pid)
-    for table in ("replica.item", "replica.sale", "replica.journal"):
+    for table in SMALL:
         trial.at("target", f"ALTER TABLE {table} SET TABLESPACE {name}")
+
+
+def disk_full(trial: Trial) -> None:
+    """Something else fills the disk up, until the daemon has noticed."""
+    filler = trial.target_server.directory / f"small-{os.getpid()}" / "filler"
     _fill_up(filler)
-    trial.daemon.signal(signal.SIGCONT)
     trial.go()
     trial.daemon.await_logged("53100")
     filler.unlink()
@@ -126,7 +123,7 @@ def disk_full(trial: Trial) -> None:
 
 
 def _drop_tablespace(trial: Trial, name: str) -> None:
-    for table in ("replica.item", "replica.sale", "replica.journal"):
+    for table in SMALL:
         trial.at("target", f"ALTER TABLE {table} SET TABLESPACE pg_default")
     trial.at("target", f"DROP TABLESPACE {name}")
 
@@ -140,32 +137,38 @@ def _fill_up(path: Path) -> None:
             return
 
 
+WAITING = "wait_event_type = 'Lock'"
+
+
 def blocked(trial: Trial, other: psycopg.Connection) -> int:
     """Let the daemon run into a lock that the other session holds; the process id of the daemon's session."""
     other.execute("LOCK TABLE towline.ledger IN EXCLUSIVE MODE")
     trial.go()
-    waiting = "wait_event_type = 'Lock'"
-    return until(lambda: trial.sessions("target", waiting), PATIENCE, trial.daemon.log)[0]
+    return until(lambda: trial.sessions("target", WAITING), PATIENCE, trial.daemon.log)[0]
 
 
 def deadlock(trial: Trial) -> None:
     """Another writer holds what the daemon needs next, and wants what the daemon holds: the server ends one of them."""
-    with psycopg.connect(trial.hub) as other:
+    with psycopg.connect(trial.hub, options="-c deadlock_timeout=20s") as other:
         blocked(trial, other)
-        try:
+        try:  # the daemon looks for deadlocks first; it is the victim, unless it had looked already
             other.execute("SELECT FROM towline.checkpoint FOR UPDATE")
             other.rollback()
+            trial.daemon.await_logged("40P01")
         except psycopg.errors.DeadlockDetected:
             other.rollback()
     trial.over()
 
 
 def cancel(trial: Trial) -> None:
-    """Each statement of the daemon that waits is cancelled, three times."""
+    """The daemon's statement is cancelled, three times."""
     with psycopg.connect(trial.hub) as other:
         pid = blocked(trial, other)
-        trial.at("target", "SELECT pg_cancel_backend(%s)", pid)
-        until(lambda: trial.daemon.logged("event=attempt_failed"), PATIENCE, trial.daemon.log)
+        for times in range(1, 4):
+            trial.at("target", "SELECT pg_cancel_backend(%s)", pid)
+            trial.daemon.await_logged("event=attempt_failed", times)
+            if times < 3:
+                pid = until(lambda: trial.sessions("target", WAITING), PATIENCE, trial.daemon.log)[0]
         other.rollback()
     trial.over()
 
@@ -219,19 +222,13 @@ def lose_slot(trial: Trial) -> None:
         until(lost, PATIENCE)
 
 
-def crash(server: Server) -> None:
-    """SIGKILL of all its processes."""
-    server.kill()
-
-
-def immediate(server: Server) -> None:
-    """As pg_ctl stop -m immediate."""
-    server.stop("immediate")
-
-
-def fast(server: Server) -> None:
-    """As pg_ctl stop -m fast; a walsender whose client does not answer is waited for, and then not."""
-    server.stop("fast", timeout=3.0)
+def crash(trial: Trial) -> None:
+    """SIGKILL of all processes of the target; it comes back when the daemon has noticed."""
+    trial.target_server.kill()
+    trial.go()
+    trial.daemon.await_logged(UNAVAILABLE["target"])
+    trial.target_server.start()
+    trial.over()
 
 
 WALSENDER = "backend_type = 'walsender'"
@@ -239,8 +236,9 @@ ANY = ("pgoutput",)
 NOT_VERIFYING = {Phase.VERIFYING: "b"}
 
 FAULTS = (
-    Fault("source-restart", SOURCE, "restarts (fast)", restart("source", fast)),
-    Fault("source-immediate", SOURCE, "crashes (immediate stop), recovers", restart("source", immediate)),
+    Fault("source-restart", SOURCE, "restarts (fast)", restart("source", signal.SIGINT, "fast")),
+    Fault("source-immediate", SOURCE, "crashes (immediate stop), recovers",
+          restart("source", signal.SIGQUIT, "immediate")),
     Fault("source-terminate", SOURCE, "ends the walsender", terminate("source", WALSENDER)),
     Fault("source-terminate-all", SOURCE, "ends all sessions of Towline", terminate("source")),
     Fault("source-frozen", SOURCE, "the walsender is stopped (SIGSTOP) while all is written",
@@ -251,18 +249,17 @@ FAULTS = (
     Fault("source-slot-lost", SOURCE,
           "the slot is lost (max_slot_wal_keep_size): halts (TL-322), then `towline resync`",
           without_slot("TL-322", lose_slot), NOT_VERIFYING),
-    Fault("target-restart", TARGET, "restarts (fast)", restart("target", fast),
+    Fault("target-restart", TARGET, "restarts (fast)", restart("target", signal.SIGINT, "fast"),
           plugins=ANY),
-    Fault("target-crash", TARGET, "crashes (SIGKILL of all its processes), recovers", restart("target", crash)),
-    Fault("target-copy", TARGET, "crashes in the middle of a COPY", restarted_within_copy,
-          {phase: "a" for phase in (Phase.COMMITTING, Phase.ACKNOWLEDGING, Phase.VERIFYING)}),
+    Fault("target-crash", TARGET, "crashes (SIGKILL of all its processes), recovers", crash),
+    Fault("target-copy", TARGET, "crashes in the middle of a COPY", restarted_within_copy),
     Fault("target-terminate", TARGET, "ends all sessions of Towline", terminate("target"), plugins=ANY),
     Fault("target-frozen", TARGET, "the session's process is stopped (SIGSTOP) while all is written", freeze("target"),
           plugins=ANY),
     Fault("target-read-only", TARGET, "turns read-only until the daemon has noticed", read_only, plugins=ANY),
     Fault("target-disk-full", TARGET, "out of disk (1 MB tmpfs) until the daemon has noticed", disk_full,
-          NOT_VERIFYING, root=True, plugins=ANY),
+          NOT_VERIFYING, root=True, plugins=ANY, prepare=on_small_disk),
     Fault("target-deadlock", TARGET, "deadlock with another writer", deadlock, NOT_VERIFYING, plugins=ANY),
-    Fault("target-cancel", TARGET, "cancels the daemon's statement", cancel, NOT_VERIFYING, plugins=ANY),
+    Fault("target-cancel", TARGET, "cancels the daemon's statement, three times", cancel, NOT_VERIFYING, plugins=ANY),
     Fault("target-slow", TARGET, "3 ms more for each row of a table", slow, plugins=ANY),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A process of the daemon, or of verify, whose strings the harness holds: see `tests.fault.strings`.
+"""A process of the daemon, of verify or of resync, whose strings the harness holds: see `tests.fault.strings`.
 
 The processes are forked by a server that has imported everything (multiprocessing's): a fresh interpreter would spend
 most of a trial's time on imports.
@@ -19,10 +19,10 @@ from typing import Any
 
 from tests.support.wait import until
 
-DAEMON, VERIFY = "tests.fault.daemon", "tests.faults.verifier"
+DAEMON, VERIFY, RESYNC = "tests.fault.daemon", "tests.faults.verifier", "tests.faults.resyncer"
 
 _forking = multiprocessing.get_context("forkserver")
-_forking.set_forkserver_preload([DAEMON, VERIFY])
+_forking.set_forkserver_preload([DAEMON, VERIFY, RESYNC])
 
 
 def _become(module: str, arguments: list[str], log: str, *pipes: Any) -> None:

@@ -133,6 +133,7 @@ def tried(bench: Bench, directory: Path, cell: Cell, seed: int, watch: Watch = l
             options=fault.options,
             standby=fault.standby,
             small_spool=fault.small_spool,
+            prepare=fault.prepare,
         )
         point = f"{trial.point} {trial.passing}"
         watch(trial)

@@ -73,14 +73,16 @@ class Trial:
         options: str = "",
         standby: bool = False,
         small_spool: bool = False,
+        prepare: Callable[[Trial], None] | None = None,
     ) -> None:
         self.bench = bench
         self._small_spool = small_spool
         self._options = options
         self._standby = standby
+        self._prepare = prepare
         self.pair: tuple[Server, ...] = ()
         self.source = self.hub = ""  # dsns
-        self._name: dict[str, Any] = {}
+        self.name: dict[str, Any] = {}
         self.phase = phase
         self.plugin = plugin
         self.random = random.Random(f"fault {seed}")
@@ -91,7 +93,7 @@ class Trial:
         self.verifier: Puppet | None = None
         self.directory = directory / f"trial-{next(_numbers)}"
         self.directory.mkdir()
-        self._path = self.directory / "matrix.yaml"
+        self.path = self.directory / "matrix.yaml"
         self._writer = workload.Writer(lambda: psycopg.connect(self.source), workload.transactions(seed, TRANSACTIONS))
         self._since: Mark | None = None
         self._over: tuple[float, int] | None = None
@@ -127,7 +129,7 @@ class Trial:
         """Start a daemon."""
         assert not self._abandoned, "the trial was abandoned"
         log = self.directory / f"daemon-{len(self.puppets)}.log"
-        self.puppets.append(Puppet(DAEMON, self._path, log, pause))
+        self.puppets.append(Puppet(DAEMON, self.path, log, pause))
         return self.daemon
 
     def kill(self) -> None:
@@ -163,7 +165,7 @@ class Trial:
     def sessions(self, side: str, which: str = "true") -> list[int]:
         """The process ids of the daemon's sessions there; ``which``: a condition on pg_stat_activity."""
         query = f"SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'towline%%' AND {which}"
-        name = self._name
+        name = self.name
         return [int(pid) for (pid,) in self.at(side, query + " AND datname = %s", name[side])]
 
     def epoch(self) -> int:
@@ -176,12 +178,12 @@ class Trial:
 
     def apply(self) -> None:
         """`towline apply`."""
-        with plan.prepare(load(self._path)) as prepared:
+        with plan.prepare(load(self.path)) as prepared:
             plan.apply(prepared, lambda step: None)
 
     def moved(self, server: Server) -> None:
         """The source is another server from now on."""
-        self.source = server.dsn(self._name["source"])
+        self.source = server.dsn(self.name["source"])
 
     def hook(self, body: str) -> None:
         """What the target does with each row that is inserted or updated, from now on: PL/pgSQL that returns it."""
@@ -190,14 +192,24 @@ class Trial:
 
     def retry_quarantined(self) -> None:
         """`towline quarantine retry --all`."""
-        with plan.prepare(load(self._path), applied=True) as prepared:
+        with plan.prepare(load(self.path), applied=True) as prepared:
             quarantine.retry(prepared)
 
-    def resync(self) -> None:
+    def resync(self, *routes: str) -> None:
         """`towline resync`: everything is copied again, over what is there. No figure of the ledger is known then."""
-        with plan.prepare(load(self._path), applied=True) as prepared:
-            resync.execute(prepared, resync.plan(prepared), lambda line: None)
+        with plan.prepare(load(self.path), applied=True) as prepared:
+            resync.execute(prepared, resync.plan(prepared, routes), lambda line: None)
         self._since, self._resynced = None, True
+
+    def copied_again(self) -> None:
+        """A table is to be copied again: what the ledger sees of it is no figure that is known."""
+        self._since = None
+
+    def edit(self, this: str, by: str) -> None:
+        """Replace something in the pipeline file."""
+        text = self.path.read_text("utf-8")
+        assert this in text, f"no {this} in the pipeline file"
+        self.path.write_text(text.replace(this, by, 1), "utf-8")
 
     def halted(self, code: str) -> None:
         """The daemon must end by itself, saying that a person must act, with that code."""
@@ -248,7 +260,7 @@ class Trial:
         else:
             self.source = bench.database(self.source_server, stack)
         self.hub = bench.database(self.target_server, stack)
-        self._name = {
+        self.name = {
             "source": psycopg.conninfo.conninfo_to_dict(self.source)["dbname"],
             "target": psycopg.conninfo.conninfo_to_dict(self.hub)["dbname"],
         }
@@ -267,7 +279,9 @@ class Trial:
             workload.fill(connection)
         with psycopg.connect(self.hub, autocommit=True) as connection:
             connection.execute(workload.TARGET)
-        self._path.write_text(self._configuration(), "utf-8")
+        self.path.write_text(self._configuration(), "utf-8")
+        if self._prepare is not None:
+            self._prepare(self)
         self.apply()
 
     @property
@@ -309,7 +323,7 @@ class Trial:
         self._since = self._mark()
         if self.phase is Phase.VERIFYING:
             log = self.directory / "verify.log"
-            self.verifier = Puppet(VERIFY, self._path, log, at)
+            self.verifier = Puppet(VERIFY, self.path, log, at)
             self._writer.start()
             self.verifier.await_paused(PATIENCE)
             return
@@ -335,7 +349,7 @@ class Trial:
         with psycopg.connect(self.pair[1].dsn()) as connection:
             row = connection.execute(
                 "SELECT bool_and(synced AND NOT temporary) FROM pg_replication_slots WHERE database = %s",
-                (self._name["source"],),
+                (self.name["source"],),
             ).fetchone()
         return row == (True,)
 
@@ -373,7 +387,7 @@ class Trial:
         self.never_ahead()
         with psycopg.connect(self.source) as source, psycopg.connect(self.hub) as hub:
             taken = account(source, hub, self._since, resynced=self._resynced)
-        with plan.prepare(load(self._path)) as prepared:
+        with plan.prepare(load(self.path)) as prepared:
             report = verify(prepared)
         checksums = {route.route: route.checksum for route in report.routes}
         wrong = bool(report.exit_code) or set(checksums.values()) != {Keys.EQUAL}

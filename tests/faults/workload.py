@@ -48,7 +48,7 @@ ALTER TABLE item ALTER note SET STORAGE EXTERNAL;
 CREATE TABLE sale (
     id bigint PRIMARY KEY, item bigint REFERENCES item, quantity int NOT NULL, version int NOT NULL DEFAULT 1
 );
-CREATE TABLE journal (id bigint PRIMARY KEY, amount numeric NOT NULL);
+CREATE TABLE journal (id bigint PRIMARY KEY, amount numeric NOT NULL, memo text);
 """
 
 SOURCE = f"""

@@ -1,0 +1,63 @@
+"""Lines that are dead and stay so: nothing is forwarded, nobody is told, and nothing comes to anybody's rescue."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.support.databases import NewDatabase
+from tests.support.line import Line
+from tests.support.proxy import Proxy
+from tests.support.wait import until
+from towline.demo.server import Server
+from towline.errors import SourceUnavailable
+from towline.source.postgres import stream
+
+ROUTES = "  - {from: public.*, into: replica.*}"
+
+
+@pytest.mark.parametrize("up", [True, False], ids=["both ways", "towards the daemon"])
+def test_a_dead_line_to_the_source_is_noticed(
+    up: bool, pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon gives it up by itself, as unavailable, though each end of the line still takes what the other sends.
+
+    What the source has by then is carried by the next attempt. (Towards the server alone, it is the server that hears
+    nothing, and ends the session: `wal_sender_timeout`.)
+    """
+    source, hub = new_database(pg18), new_database(hub18)
+    raised: list[SourceUnavailable] = []
+    stop = threading.Event()
+    with Proxy(pg18.port) as proxy:
+        line = Line.make(tmp_path, proxy.dsn(source), hub, ROUTES)
+        line.at_source("CREATE TABLE t (id int PRIMARY KEY)")
+        line.apply()
+        line.run()
+        direct = Line(source, hub, line.path, line.metrics)
+        direct.at_source("INSERT INTO t VALUES (1)")
+        monkeypatch.setattr(stream, "SILENCE", 1.0)
+        attempt = line.replication(stop.is_set)
+
+        def run() -> None:
+            try:
+                attempt.run(until_caught_up=False)
+            except SourceUnavailable as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            until(lambda: direct.at_hub("SELECT id FROM replica.t") == [(1,)])
+            proxy.hold(up=up)
+            direct.at_source("INSERT INTO t VALUES (2)")
+            thread.join(20)
+            assert not thread.is_alive(), "it waits for a line that is dead"
+            assert raised and "has sent nothing" in raised[0].detail
+        finally:
+            stop.set()
+            proxy.release()
+            thread.join(20)
+        line.run()
+        assert direct.same("t", "replica.t") == 2

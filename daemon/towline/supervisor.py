@@ -19,7 +19,7 @@ from towline import new_tables
 from towline.backoff import MOST, Backoff
 from towline.breaker import Breaker
 from towline.config import PipelineConfig, load
-from towline.errors import Action, ReloadRefused, TowlineError
+from towline.errors import Action, LedgerImbalance, ReloadRefused, TowlineError
 from towline.lag import LagClock
 from towline.logs import configure, event
 from towline.metrics import Metrics
@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 #: After a request to stop: when a batch in hand is abandoned, and when the process ends whatever hangs (seconds; 10 are
 #: promised).
 _GRACE, _LAST = 7.0, 2.0
+#: How long metrics that nobody could have read yet are served after the last attempt: more than the minute that
+#: Prometheus lets pass between two readings at most, if nothing is said (seconds).
+SEEN_FOR = 75.0
 #: Without a sign of life from the loop for so long, /healthz says so (seconds).
 _LIVE = 120.0
 #: How long the stream's reader and the applier may keep the interpreter from each other (seconds).
@@ -130,11 +133,22 @@ class Supervisor:
             if self._config.web.port:
                 web = serve(self._config.web.host, self._config.web.port, self._metrics, self.health)
             return self._attempts(until_caught_up)
+        except LedgerImbalance as error:
+            if web is not None:
+                self._be_seen(error)
+            raise
         finally:
             self._set_role("stopping")
             notify("STOPPING=1")
             if web is not None:
                 web.close()
+
+    def _be_seen(self, error: LedgerImbalance) -> None:
+        """Serve the metrics for a while: the one that tells of this was set just now, and nobody has read it."""
+        self._set_role("stopping", f"{error.code} {error.detail}")
+        self._watch(False)
+        event(log, logging.INFO, "metrics_kept", pipeline=self._config.pipeline, seconds=SEEN_FOR)
+        self._stop.wait(SEEN_FOR)
 
     def _attempts(self, until_caught_up: bool) -> int:
         failures = 0

@@ -87,11 +87,12 @@ def plan(prepared: Prepared, routes: Collection[str] = ()) -> Resync:
     with translating("target"):
         if "checkpoint" not in control.present(prepared.target, config.target.schema_name):
             raise NotSetUp(f"the target has no control tables in schema {config.target.schema_name}")
-        checkpoint = control.read_checkpoint(prepared.target, config.target.schema_name, config.pipeline)
-    if checkpoint is None:
-        raise NotSetUp("the target has no checkpoint of this pipeline")
     with _tables(prepared) as tables:
-        slot = tables.slot()
+        slot = tables.slot()  # before the checkpoint: a daemon that runs moves both, and never the slot beyond it
+        with translating("target"):
+            checkpoint = control.read_checkpoint(prepared.target, config.target.schema_name, config.pipeline)
+        if checkpoint is None:
+            raise NotSetUp("the target has no checkpoint of this pipeline")
         reason = _reason(prepared, checkpoint, tables, slot)
     if reason is not None and routes:
         raise reason

@@ -258,7 +258,7 @@ class _Telling:
     def announce(self, point: str) -> None:
         """For `Pipeline`."""
         nth = self._passed[point]
-        self._passed[point] += 1
+        self._passed.update((point, ""))
         if self._held is not None:
             stack, left = self._held
             self._held = stack, left - 1
@@ -273,7 +273,8 @@ class _Telling:
                 self._held = stack, _HELD_FOR
             else:
                 self._transact(each.transaction)
-        if self._kill is not None and (self._kill.point, self._kill.nth) == (point, nth):
+        passed = {(point, nth), ("", self._passed[""] - 1)}
+        if self._kill is not None and (self._kill.point, self._kill.nth) in passed:
             self._kill = None
             raise Killed
 

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 
+from tests.faults.results import CHANGED
 from tests.soak.jobs import Outcome
 
 BEGIN, END = "<!-- soak:begin -->", "<!-- soak:end -->"
+
+#: Histories of a full run.
+HISTORIES = 2000
 
 _CONVERGENCE = (
     "Transactions of generated statements run against a pipeline that is killed, and cut off, at generated "
@@ -32,7 +36,10 @@ _FUZZED = (
 
 @dataclass(frozen=True)
 class Soak:
-    """A whole run."""
+    """A run. ``commit``: of the code that ran, if known. ``wanted``: the names of all jobs of a full run.
+
+    ``bounds``: what the jobs were told on the command line. ``bounded``: that is not what a full run tells them.
+    """
 
     outcomes: Sequence[Outcome]
     seed: int
@@ -40,6 +47,15 @@ class Soak:
     minutes: float
     cores: int
     version: str
+    commit: str = ""
+    wanted: tuple[str, ...] = ()
+    bounds: str = ""
+    bounded: bool = False
+
+    @property
+    def left_out(self) -> int:
+        """Jobs of a full run that were not run to their end."""
+        return len(set(self.wanted) - {outcome.job for outcome in self.outcomes})
 
     @property
     def failures(self) -> list[Outcome]:
@@ -66,10 +82,12 @@ def markdown(soak: Soak) -> str:
             f"{soak.sum('fuzz', 'inputs'):,} wrong inputs to the decoders",
         )
     )
+    code = f" at commit `{soak.commit.replace(CHANGED, '')}`" if soak.commit else ""
+    code += " with changes that are in no commit" if CHANGED in soak.commit else ""
     lines = [
         "## Soak",
         "",
-        f"Written by `make soak`. The run shown is of {soak.day}: Towline {soak.version}; {soak.cores} cores; "
+        f"Written by `make soak`. The run shown is of {soak.day}: Towline {soak.version}{code}; {soak.cores} cores; "
         f"{soak.minutes:.0f} minutes; seed {soak.seed}.",
         "",
         f"**{_verdict(soak)}** {done}.",
@@ -78,16 +96,20 @@ def markdown(soak: Soak) -> str:
         "",
         *wrap(_CONVERGENCE, 120),
         "",
-        "| schema | plugin | histories | transactions | faults | differences |",
+        "| schema | plugin | histories | transactions | faults | jobs that failed |",
         "|---|---|---|---|---|---|",
     ]
     sums: dict[tuple[str, str], Counter[str]] = {}
     for each in soak.of("convergence"):
         _, schema, plugin, _ = each.job.split("/")
         sums.setdefault((schema, plugin), Counter()).update({name: int(n) for name, n in each.figures.items()})
+    for each in soak.failures:
+        if each.job.startswith("convergence/"):
+            _, schema, plugin, _ = each.job.split("/")
+            sums.setdefault((schema, plugin), Counter()).update(failed=1)
     for (schema, plugin), figures in sums.items():
         shown = " | ".join(f"{figures[name]:,}" for name in ("histories", "transactions", "faults"))
-        lines.append(f"| {schema} | {plugin} | {shown} | 0 |")
+        lines.append(f"| {schema} | {plugin} | {shown} | {figures['failed']} |")
     lines += [
         "",
         "### The rules, explored",
@@ -118,17 +140,28 @@ def markdown(soak: Soak) -> str:
         for each in soak.of("fuzz")
     ]
     for each in soak.failures:
-        lines += ["", f"**Failed:** `{each.job}`, to be repeated with `{replay(each)}`"]
+        lines += ["", f"**Failed:** `{each.job}`, to be repeated with `{replay(each, soak.bounds)}`"]
     return "\n".join(lines) + "\n"
 
 
 def _verdict(soak: Soak) -> str:
-    return f"{len(soak.failures)} jobs failed." if soak.failures else "Nothing diverged."
+    """Only of a run that is complete it is said that nothing diverged."""
+    done = len(soak.wanted) - soak.left_out
+    if soak.failures:
+        return f"{len(soak.failures)} jobs failed; {done} of {len(soak.wanted)} were run."
+    if soak.left_out or not soak.wanted:
+        return f"Not a whole run: {done} of {len(soak.wanted)} jobs."
+    if soak.bounded:
+        return f"Not a whole run: {soak.bounds}."
+    if (told := soak.sum("convergence", "histories")) < HISTORIES:
+        return f"Not a whole run: {told:,} of {HISTORIES:,} histories."
+    return "Nothing diverged."
 
 
-def replay(outcome: Outcome) -> str:
-    """The command that does the same again."""
-    return f"make soak SOAK_ARGS=\"--job '{outcome.job}' --job-seed {outcome.seed}\""
+def replay(outcome: Outcome, bounds: str = "") -> str:
+    """The command that does the same again; ``bounds``: those of the run, which say what a job is."""
+    more = f" {bounds}" if bounds else ""
+    return f"make soak SOAK_ARGS=\"--job '{outcome.job}' --job-seed {outcome.seed}{more}\""
 
 
 def write(page: Path, soak: Soak) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
@@ -19,18 +22,23 @@ from tests.unit.source.test_pgoutput import decode as decode_pgoutput
 from tests.unit.source.test_pgoutput import routed
 from tests.unit.source.test_wal2json import decode as decode_wal2json
 from towline.change import DELETE, INSERT, UPDATE, Format, Piece, RowSet
-from towline.errors import TowlineError
+from towline.errors import SourceUnavailable, SpoolCorrupt, TowlineError
 from towline.frame import Frame, FrameError, frame_row
+from towline.source.postgres import stream
 from towline.source.postgres.gather import Gatherer, TupleBatch
 from towline.source.postgres.pgoutput import parse
 from towline.source.postgres.routed import Routed
+from towline.source.postgres.spool import Spool
 from towline.source.postgres.streamed import StreamingDecoder
+from towline.source.postgres.walsender import KEEPALIVE, XLOG_DATA
 
 #: What the decoding of a stream may take, in bytes for each byte of it, and beyond that.
 MEMORY_PER_BYTE, MEMORY = 60, 8 << 20
 #: Longer than this is a hang (seconds, on any machine).
 PATIENCE = 20.0
 
+
+XLOG_DATA_BYTE, KEEPALIVE_BYTE = bytes((XLOG_DATA,)), bytes((KEEPALIVE,))
 
 captured = cache(read)
 
@@ -60,13 +68,8 @@ class Decoded:
     def try_one(self, mutations: Sequence[Mutation]) -> None:
         """Only coded errors, in time, within bounds; and what comes out are rows. Raises anything else."""
         messages = mutated(captured(self.stream), mutations)
-        with _bounded(sum(map(len, messages))):
-            try:
-                pieces = self.decode(messages)
-            except TowlineError as error:
-                assert error.code != TowlineError.code, "a defect, and not a coded error"
-                return
-            for piece in pieces:
+        with _bounded(sum(map(len, messages))), _coded():
+            for piece in self.decode(messages):
                 _check(piece)
 
 
@@ -78,9 +81,131 @@ class Parsed:
 
     def try_one(self, mutations: Sequence[Mutation]) -> None:
         """See `Decoded.try_one`."""
-        for message in mutated(captured(self.stream), mutations):
-            with suppress(TowlineError):
-                parse(message)
+        messages = mutated(captured(self.stream), mutations)
+        with _bounded(sum(map(len, messages))):
+            for message in messages:
+                with _coded():
+                    parse(message)
+
+
+@dataclass(frozen=True)
+class Enveloped:
+    """The messages of the walsender: data with its header, and keepalives."""
+
+    stream: str
+
+    def try_one(self, mutations: Sequence[Mutation]) -> None:
+        """See `Decoded.try_one`."""
+        sent = mutated(list(_enveloped(captured(self.stream))), mutations)
+        with _bounded(sum(map(len, sent))), _coded():
+            for piece in _streaming(sent):
+                _check(piece)
+
+
+def _enveloped(messages: Sequence[bytes]) -> Iterator[bytes]:
+    for number, message in enumerate(messages):
+        position = (1000 + number).to_bytes(8, "big")
+        yield XLOG_DATA_BYTE + position + position + bytes(8) + message
+        if number % 5 == 4:
+            yield KEEPALIVE_BYTE + position + bytes(8) + bytes((number % 2,))
+
+
+class _Sent:
+    """In place of a walsender: what was sent, and then the end of the line."""
+
+    def __init__(self, sent: Sequence[bytes]) -> None:
+        self._sent = list(sent)
+
+    def receive(self) -> None:
+        """Raises SourceUnavailable when all was given."""
+        if not self._sent:
+            raise SourceUnavailable("the end")
+
+    def messages(self) -> Iterator[bytes]:
+        """Each once, as a walsender gives them."""
+        while self._sent:
+            yield self._sent.pop(0)
+
+    def timeout(self) -> float:
+        """Of the server."""
+        return 60.0
+
+    def flush(self) -> bool:
+        """All is sent."""
+        return True
+
+    def nothing(self, *arguments: object, **named: object) -> None:
+        """What needs a server."""
+
+    check_slot = check_publication = start = check_notices = send_status = close = nothing
+
+
+def _streaming(sent: Sequence[bytes]) -> Iterator[Piece]:
+    """The pieces that a stream makes of what a walsender sends. Raises the error that ends it, but for the end."""
+    there = vars(stream)["Walsender"]
+    setattr(stream, "Walsender", lambda dsn, application_name: _Sent(sent))  # noqa: B010 (not what it exports)
+    try:
+        made = stream.PostgresStream(
+            "",
+            slot="s",
+            publication="p",
+            plugin="pgoutput",
+            relations=routed(Format.TEXT),
+            start=0,
+            max_rows=50,
+            max_bytes=1 << 20,
+            resolve=lambda oid: None,
+        )
+    finally:
+        setattr(stream, "Walsender", there)  # noqa: B010
+    try:
+        while True:
+            if (piece := made.poll(0.05)) is not None:
+                yield piece
+    except SourceUnavailable:
+        return
+    finally:
+        made.close()
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """The file of a transaction in the spool: what was written, or SpoolCorrupt."""
+
+    stream: str
+
+    def try_one(self, mutations: Sequence[Mutation]) -> None:
+        """See `Decoded.try_one`. Bytes that are wrong are found out: no message is another one."""
+        messages = captured(self.stream)
+        with tempfile.TemporaryDirectory() as directory, closing(Spool(Path(directory), 1 << 30)) as spool:
+            transaction = spool.open()
+            for number, message in enumerate(messages):
+                transaction.add(message)
+                if number % 40 == 39:
+                    transaction.flush()
+            transaction.flush()
+            file = transaction._file
+            assert file is not None
+            data = written = os.pread(file.fileno(), transaction.size, 0)
+            for mutation in mutations:
+                data = altered(data, mutation, written[mutation.message :])
+            os.ftruncate(file.fileno(), 0)
+            os.pwrite(file.fileno(), data, 0)
+            with _bounded(len(written)):
+                try:
+                    read_back = [message for block in transaction.blocks() for message in block]
+                except SpoolCorrupt:
+                    return
+                assert read_back == list(messages), "what was not written was read"
+
+
+@contextmanager
+def _coded() -> Iterator[None]:
+    """Only coded errors are raised, and not that of a defect."""
+    try:
+        yield
+    except TowlineError as error:
+        assert error.code != TowlineError.code, f"a defect, and not a coded error: {error}"
 
 
 @dataclass(frozen=True)
@@ -123,11 +248,13 @@ def _odd_null(row: bytes) -> bool:
     return False
 
 
-DECODERS: dict[str, Decoded | Parsed | Framed] = {
+DECODERS: dict[str, Decoded | Parsed | Enveloped | Spooled | Framed] = {
     "pgoutput, text": Decoded("pgoutput-text", lambda messages: decode_pgoutput(messages, routed(Format.TEXT))),
     "pgoutput, binary": Decoded("pgoutput-binary", lambda messages: decode_pgoutput(messages, routed(Format.BINARY))),
     "pgoutput, streamed": Decoded("pgoutput-streamed", _streamed),
     "pgoutput, single messages": Parsed("pgoutput-text"),
+    "walsender's messages": Enveloped("pgoutput-text"),
+    "spool": Spooled("pgoutput-streamed"),
     "wal2json": Decoded("wal2json", lambda messages: decode_wal2json(messages, routed(Format.TEXT))),
     "COPY BINARY": Framed(),
 }

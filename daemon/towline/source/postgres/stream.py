@@ -43,6 +43,8 @@ from towline.source.postgres.spool import Spool
 from towline.source.postgres.streamed import StreamingDecoder
 from towline.source.postgres.walsender import KEEPALIVE, KEEPALIVE_SIZE, XLOG_DATA, XLOG_HEADER, Walsender
 
+#: No message of a walsender is shorter (bytes).
+LEAST = min(XLOG_HEADER, KEEPALIVE_SIZE)
 #: Pieces that may wait for the consumer.
 QUEUED = 2
 #: Seconds between status updates when the acknowledged position has moved.
@@ -281,6 +283,8 @@ class PostgresStream:
             for data in walsender.messages():
                 message = bytes(data)
                 size += len(message)
+                if len(message) < LEAST:
+                    raise StreamMalformed("a message of the walsender is too short for what it should say")
                 if message[0] == XLOG_DATA:
                     feed(message, XLOG_HEADER)
                     if (gatherer.order >= max_rows or gatherer.size >= max_bytes) and not self._room():

@@ -18,7 +18,7 @@ DATA = Trap(False, lambda message: message.kind == "d" and message.head.startswi
 KEEPALIVE = Trap(False, lambda message: message.kind == "d" and message.head.startswith(b"k"))
 STATUS = Trap(True, lambda message: message.kind == "d" and message.head.startswith(b"r"))
 BEGIN = Trap(True, lambda message: message.kind == "P" and b"\0BEGIN\0" in message.head)
-STATEMENT = Trap(True, lambda message: message.kind == "P" and _of_route(message))
+STATEMENT = Trap(True, lambda message: message.kind in "PB" and _of_route(message))
 ROWS = Trap(True, lambda message: message.kind == "d" and message.size > 100)
 COPIED = Trap(True, lambda message: message.kind == "c")
 CHUNK = Trap(False, lambda message: message.kind == "d" and not message.head.startswith((b"w", b"k")))
@@ -26,7 +26,9 @@ COMMIT = Trap(True, lambda message: message.kind == "P" and b"\0COMMIT\0" in mes
 
 
 def _of_route(message: Message) -> bool:
-    """A statement on a table that is filled, be it a copied or a selected one."""
+    """A statement on a table that is filled, be it a copied or a selected one; or one that was prepared before."""
+    if message.kind == "B":
+        return b"\0towline_" in message.head
     return b"replica" in message.head or b"open_sale" in message.head or b"towline_stage" in message.head
 
 
@@ -150,7 +152,7 @@ FAULTS = (
     Fault("source-status", S, "cut: in the middle of an acknowledgement", trapped("source", STATUS, "message")),
     *_protocol("target", "startup", "startup message", STARTING, reconnect=True, spread=2),
     *_protocol("target", "begin", "BEGIN", BEGIN),
-    *_protocol("target", "statement", "a route's statement", STATEMENT, spread=2),
+    *_protocol("target", "statement", "a statement on rows", STATEMENT, spread=2),
     Fault("target-rows", T, "cut: in the middle of COPY", trapped("target", ROWS, "message"), plugins=PLUGINS[:1]),
     Fault("target-copied", T, "cut: COPY is done, the answer is lost", trapped("target", COPIED, "answer"),
           plugins=PLUGINS[:1]),

@@ -87,7 +87,7 @@ def resync_killed(trial: Trial) -> None:
     trial.kill()
     trial.at("source", f"SELECT pg_drop_replication_slot(slot_name) FROM (SELECT {_SLOT}) s")
     trial.go()
-    verb = Puppet(RESYNC, trial.path, trial.path.with_suffix(".resync"), ("step", trial.random.randint(1, 3)))
+    verb = Puppet(RESYNC, trial.path, trial.path.with_suffix(".resync"), ("step", trial.random.randint(1, 2)))
     trial.stack.callback(verb.kill)
     verb.await_paused(PATIENCE)
     verb.kill()

@@ -13,6 +13,7 @@ from tests.support.wait import until
 GROUP = "Changes of the source's tables"
 #: As the source's journal is made, and made anew.
 _ANEW = """
+LOCK TABLE journal;
 CREATE TEMP TABLE kept AS TABLE journal;
 DROP TABLE journal;
 CREATE TABLE journal (id bigint PRIMARY KEY, amount numeric NOT NULL, memo text);

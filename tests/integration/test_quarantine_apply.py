@@ -365,6 +365,19 @@ def test_the_end_of_what_is_deferred_may_be_waited_for(binary: Hub) -> None:
     assert balanced(hub) == [("src.child", 5, 1), ("src.parent", 1, 0)]
 
 
+def test_a_stage_that_was_made_and_undone(hub: Hub) -> None:
+    """The first rows of a session, which make its stage, are refused; the next piece of the transaction finds none."""
+    hub.set_up(ITEM, spec("src.item", "hub.item", **ASIDE))
+    pieces = [hub.batch(), hub.batch()]
+    for base, batch in zip((0, 1000), pieces, strict=True):
+        for number in range(base + 1, base + 300):
+            batch.insert("item", id=str(number), price="1")
+        batch.insert("item", id=str(base + 300), price="-1")
+    hub.apply(pieces[0].piece(None), pieces[1])
+    assert hub.rows("SELECT count(*) FROM hub.item") == [(598,)]
+    assert hub.rows("SELECT count(*) FROM towline.quarantine") == [(2,)]
+
+
 def test_a_transaction_in_pieces_is_waited_for(hub: Hub) -> None:
     """What its last piece puts right is no bad row, and what comes after the transaction is."""
     family = FAMILY.format("") + "CREATE TABLE src.note (id int PRIMARY KEY, t text);"

@@ -134,7 +134,7 @@ class Stages:
     def restore(self, mark: tuple[dict[str, None], set[str]]) -> None:
         """The server went back to the savepoint: tables made since are gone; those that were filled count as filled."""
         self._made = dict(mark[0])
-        self._dirty |= mark[1]
+        self._dirty = (self._dirty | mark[1]) & self._made.keys()
 
     def empty(self) -> None:
         """Empty the tables that were filled in this transaction, in a place where that costs least (see above)."""

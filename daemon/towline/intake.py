@@ -8,7 +8,6 @@ that leaves no trace there): everything before it is applied, nothing after it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,6 @@ from towline import remembered as memory
 from towline.change import Relation
 from towline.config import PipelineConfig
 from towline.errors import EvolutionRefused, SourceTableChanged
-from towline.logs import event
 from towline.plan import Prepared, refused, sessions, without_new
 from towline.postgres import catalog
 from towline.postgres.session import translating
@@ -44,21 +42,11 @@ from towline.target.postgres import control, source_tables
 from towline.target.postgres import setup as target_setup
 from towline.target.postgres.probe import probe
 from towline.target.postgres.resync import sweep
+from towline.telling import Change
 from towline_transforms.check import check_routes, expand, tables_needed
 from towline_transforms.problems import Problem, RouteError
 from towline_transforms.route import OnSchemaChange, Route
 from towline_transforms.schema import Table, TableName
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A difference, what it means for one route, and what is done about it."""
-
-    route: str
-    difference: Difference
-    action: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,34 +401,3 @@ class _Look:
 
 def _remedy(problem: Problem) -> str:
     return f"{problem.remedy} Then start again: it goes on from the checkpoint. `towline check` says all that is wrong."
-
-
-def waiting(prepared: Prepared) -> tuple[Change, ...]:
-    """The columns that were added, and that routes halt for when the log has them."""
-    found = []
-    for relation in prepared.relations:
-        for route in prepared.routes:
-            if route.source.name == relation.name and route.on_schema_change is OnSchemaChange.HALT:
-                for name in sorted(relation.waiting.intersection(route.left_out)):
-                    kind = relation.table.column(name).type.sql
-                    found.append(Change(route.name, Difference(Kind.ADDED, relation.name, name, "", kind), "halt"))
-    return tuple(found)
-
-
-def tell(config: PipelineConfig, changes: tuple[Change, ...], **more: str) -> None:
-    """Log each change."""
-    for change in changes:
-        event(
-            log,
-            logging.ERROR if change.action == "halt" else logging.WARNING,
-            "schema_changed",
-            pipeline=config.pipeline,
-            route=change.route,
-            table=str(change.difference.table),
-            difference=str(change.difference.kind),
-            column=change.difference.column,
-            was=change.difference.was,
-            now=change.difference.now,
-            action=change.action,
-            **more,
-        )

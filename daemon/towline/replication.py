@@ -31,7 +31,7 @@ from towline.errors import (
     TowlineError,
 )
 from towline.frame import Frame
-from towline.intake import Intake, take_in, tell, waiting
+from towline.intake import Intake, take_in
 from towline.lag import LagClock
 from towline.logs import event
 from towline.lookout import Lookout
@@ -57,6 +57,7 @@ from towline.streaming import Streaming
 from towline.sweeper import Sweeper
 from towline.target import Checkpoint
 from towline.target.postgres.writer import PostgresTarget, Session
+from towline.telling import tell, waiting
 
 log = logging.getLogger(__name__)
 

@@ -41,8 +41,10 @@ _STRIDE = 8192
 #: Bytes of a key that make a block of the hash: twelve digits.
 _BLOCK = 6
 
-#: The four digits of two bytes, all as they follow each other in memory.
-_DIGITS = np.frombuffer(b"".join(b"%02x%02x" % (pair & 255, pair >> 8) for pair in range(1 << 16)), dtype="<u4")
+_DIGIT = np.frombuffer(b"0123456789abcdef", dtype=np.uint8).astype(np.uint32)
+#: The two digits of each byte, and the four of each pair of bytes, as they follow each other in memory (little-endian).
+_TWO = (_DIGIT[:, None] | _DIGIT << np.uint32(8)).reshape(256)
+_DIGITS = (_TWO | _TWO[:, None] << np.uint32(16)).reshape(1 << 16)
 #: What is kept of a word of four digits of which none, one, or both bytes belong to the key.
 _KEPT = np.array([0, 0xFFFF, 0xFFFFFFFF], dtype=np.uint32)
 

@@ -164,18 +164,16 @@ class PostgresTarget:
 
     def note_timeline(self, timeline: int) -> None:
         """The checkpoint's position is in the history of that timeline, on which the source is now. Raises Fenced."""
-        with self._call():
-            executor = self._executing()
-            noted = executor.run(*self._control.timeline(self._epoch, timeline))
-            executor.sync()
-            if noted.rowcount != 1:
-                raise self._fenced()
+        self._note(*self._control.timeline(self._epoch, timeline))
 
     def note_publication(self, oid: int) -> None:
         """The slot can read the publication of that OID. Raises Fenced."""
+        self._note(*self._control.publication(self._epoch, oid))
+
+    def _note(self, statement: str, parameters: Sequence[object]) -> None:
         with self._call():
             executor = self._executing()
-            noted = executor.run(*self._control.publication(self._epoch, oid))
+            noted = executor.run(statement, parameters)
             executor.sync()
             if noted.rowcount != 1:
                 raise self._fenced()
@@ -214,10 +212,7 @@ class PostgresTarget:
     def heartbeat(self) -> None:
         """See the contract."""
         with self._call():
-            if self._sums is not None:
-                self._ask()
-            else:
-                self._connected().execute("SELECT 1")
+            self._ask()
 
     def close(self) -> None:
         """See the contract."""

@@ -124,18 +124,10 @@ KEYED = Schema(
     copies=("replica.item",),
 )
 
-WHOLE = Schema(
-    "REPLICA IDENTITY FULL",
-    source="""
-        CREATE TABLE item (id int PRIMARY KEY, code text UNIQUE, note text, amount numeric, ratio float8);
-        ALTER TABLE item ALTER note SET STORAGE EXTERNAL; ALTER TABLE item REPLICA IDENTITY FULL;
-    """,
-    routes=_ROUTES,
-    fill=_KEYED_FILL.format(table="item"),
-    operations=st.one_of(_keyed("item")),
-    equal=_same("item"),
-    tables=("item",),
-    copies=("replica.item",),
+WHOLE = replace(
+    KEYED,
+    name="REPLICA IDENTITY FULL",
+    source=f"{KEYED.source} ALTER TABLE item REPLICA IDENTITY FULL;",
 )
 
 FAMILY = Schema(

@@ -123,6 +123,11 @@ class Fault:
             lambda: f"the hub's checkpoint to reach {end:X}, is {self.position():X}: {self.daemons[-1].log()}",
         )
 
+    def await_sums(self, timeout: float = 60.0) -> None:
+        """Wait until the ledger has a running checksum of every route, which `verify` then holds against the source."""
+        unknown = "SELECT route FROM towline.route_state WHERE total_sum IS NULL"
+        until(lambda: self.at_hub(unknown) == [], timeout, lambda: f"the sums of {self.at_hub(unknown)}")
+
     def copied(self) -> bool:
         """Whether every route streams."""
         return self.at_hub("SELECT bool_and(state = 'streaming') FROM towline.route_state") == [(True,)]

@@ -50,6 +50,7 @@ def test_killed_at_a_point(point: str, pg18: Server, hub18: Server, new_database
                 assert under.daemon(point, "1").await_exit() == -signal.SIGKILL
         last = under.daemon()
         under.await_position()
+        under.await_sums()
         last.stop()
         under.verify()
         under.never_ahead()
@@ -73,6 +74,7 @@ def test_killed_at_random_under_load(pg18: Server, hub18: Server, new_database: 
                 under.never_ahead()
         last = under.daemon()
         under.await_position()
+        under.await_sums()
         last.stop()
         under.verify()
 
@@ -90,5 +92,6 @@ def test_killed_with_wal2json(
                 assert daemon.await_exit() == -signal.SIGKILL, daemon.log()
         last = under.daemon()
         under.await_position()
+        under.await_sums()
         last.stop()
         under.verify()

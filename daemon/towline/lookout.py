@@ -1,5 +1,5 @@
 """Notices, while the stream goes on, what the log does not tell: changes of catalogs, that `apply` was run, and
-whether the target is at work.
+whether the target is at work. Where it is not, though the loop waits for it, the line is dead: it is hung up.
 
 A table that is dropped, renamed or moved leaves no trace in the log, nor does one whose columns change while nobody
 writes to it. So the catalogs are looked at every now and then, by a query that is cheap.
@@ -8,6 +8,7 @@ writes to it. So the catalogs are looked at every now and then, by a query that 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +18,14 @@ import psycopg
 from towline.config import PipelineConfig
 from towline.errors import TowlineError
 from towline.intake import Intake
+from towline.logs import event
+from towline.postgres.line import within
 from towline.postgres.session import connect, translating
 from towline.source import Tables
 from towline.target.postgres import source_tables
-from towline.target.postgres.writer import Session
+from towline.target.postgres.writer import PostgresTarget
+
+log = logging.getLogger(__name__)
 
 #: A session that waits for its client is no sign that the client lives.
 _WORKING = """
@@ -30,19 +35,25 @@ WHERE pid = %s AND backend_start = %s AND state = 'active' AND wait_event_type I
 
 #: The source's catalog is looked at in each so many calls (seconds).
 _EVERY = 2
+#: How long the target may take to answer a question of the look-out's own (seconds): its line may be dead, too.
+ANSWER = 10.0
+#: How long the loop waits for a target that says each time that it does nothing, with nothing passing on the line
+#: (seconds). As long as ``tcp_user_timeout``, and shorter than what /healthz allows.
+SILENCE = 60.0
 
 
 class Lookout:
     """For one attempt. ``notice`` is called, once, in the thread that calls `look`.
 
-    ``working``: the attempt's own session with the target. ``worked``: when it was last found at work in a statement,
+    ``target``: that of the attempt. ``worked``: when its session was last found at work in a statement, or receiving,
     on the monotonic clock: however long one takes, the daemon that waits for it is none that hangs.
     """
 
     def __init__(
-        self, config: PipelineConfig, intake: Intake, notice: Callable[[], None], working: Callable[[], Session | None]
+        self, config: PipelineConfig, intake: Intake, notice: Callable[[], None], target: PostgresTarget
     ) -> None:
-        self._working = working
+        self._attempt = target
+        self._silent: tuple[float, float, int] | None = None  # since when, in which call, with so many bytes passed
         self.worked = 0.0
         self._config = config
         self._intake = intake
@@ -67,22 +78,45 @@ class Lookout:
         """How often `apply` was run; what it was before, when the target cannot be asked (the loop will notice)."""
         config = self._config
         try:
-            with translating("target"):
-                return source_tables.revision(self._session(), config.target.schema_name, config.pipeline)
+            with translating("target"), within(session := self._session(), ANSWER):
+                return source_tables.revision(session, config.target.schema_name, config.pipeline)
         except TowlineError:
             self.close()
             return self._intake.revision
 
     def pulse(self) -> None:
         """See whether the attempt's session is at work. Says nothing when the target cannot be asked."""
-        if (working := self._working()) is None:
+        if (working := self._attempt.session) is None:
             return
+        called, traffic = self._attempt.called, self._attempt.traffic
         try:
-            with translating("target"):
-                if self._session().execute(_WORKING, working).fetchone() is not None:
-                    self.worked = time.monotonic()
+            with translating("target"), within(session := self._session(), ANSWER):
+                at_work = session.execute(_WORKING, working).fetchone() is not None
         except TowlineError:
             self.close()
+            self._silent = None
+            return
+        if at_work or (self._silent is not None and self._silent[2] != traffic):
+            self.worked = time.monotonic()
+        if at_work or called is None or traffic is None:
+            self._silent = None
+        elif self._silent is None or self._silent[1:] != (called, traffic):
+            self._silent = (time.monotonic(), called, traffic)
+        elif time.monotonic() - self._silent[0] > SILENCE:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """The loop waits for what was lost on the line: end that, so that the next attempt takes another one."""
+        event(
+            log,
+            logging.WARNING,
+            "target_silent",
+            pipeline=self._config.pipeline,
+            detail=f"for {SILENCE:.0f} s the target has had nothing to do, and the daemon waits for its answer: "
+            "the line between them is dead",
+        )
+        self._silent = None
+        self._attempt.close()
 
     def _session(self) -> psycopg.Connection[Any]:
         if self._target is None:

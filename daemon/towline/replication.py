@@ -329,7 +329,7 @@ class Replication:
             self._metrics.route_state(state)
         self._metrics.quarantine(target.quarantined)
 
-        lookout = Lookout(config, intake, pipeline.stop, lambda: target.session)
+        lookout = Lookout(config, intake, pipeline.stop, target)
         stack.callback(lookout.close)
 
         def restart_position(position: int) -> None:

@@ -11,8 +11,9 @@ from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from tests.support.proxy import Proxy
 from tests.support.wait import until
+from towline import lookout
 from towline.demo.server import Server
-from towline.errors import SourceUnavailable
+from towline.errors import SourceUnavailable, TargetUnavailable
 from towline.source.postgres import stream
 
 ROUTES = "  - {from: public.*, into: replica.*}"
@@ -60,4 +61,54 @@ def test_a_dead_line_to_the_source_is_noticed(
             proxy.release()
             thread.join(20)
         line.run()
+        assert direct.same("t", "replica.t") == 2
+
+
+@pytest.mark.parametrize("up", [True, False], ids=["both ways", "towards the daemon"])
+def test_a_dead_line_to_the_target_is_noticed(
+    up: bool, pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is lost on it, statement or answer: the target says on another line that it has nothing to do, and the
+    daemon gives the dead one up. Meanwhile the lag grows. The next attempt ends the session that was left behind.
+    """
+    source, hub = new_database(pg18), new_database(hub18)
+    raised: list[TargetUnavailable] = []
+    stop = threading.Event()
+    monkeypatch.setattr(lookout, "SILENCE", 3.0)
+    monkeypatch.setattr(lookout, "ANSWER", 1.0)
+    with Proxy(hub18.port) as proxy:
+        line = Line.make(tmp_path, source, proxy.dsn(hub), ROUTES)
+        line.at_source("CREATE TABLE t (id int PRIMARY KEY)")
+        line.apply()
+        direct = Line(source, hub, line.path, line.metrics)
+        attempt = line.replication(stop.is_set)
+
+        def run() -> None:
+            try:
+                attempt.run(until_caught_up=False)
+            except TargetUnavailable as error:
+                raised.append(error)
+
+        def lag() -> float:
+            labels = {"pipeline": line.config.pipeline}
+            return line.metrics.registry.get_sample_value("towline_lag_seconds", labels) or 0.0
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            direct.at_source("INSERT INTO t VALUES (1)")
+            until(lambda: direct.at_hub("SELECT id FROM replica.t") == [(1,)])
+            until(lambda: lag() == 0.0)
+            proxy.deaden(up=up)
+            direct.at_source("INSERT INTO t VALUES (2)")
+            until(lambda: lag() > 1.5, 10)
+            thread.join(20)
+            assert not thread.is_alive(), "it waits for a line that is dead"
+            assert raised
+            again = line.replication(predecessor=attempt.handle.session)
+            again.run(until_caught_up=True)  # with the dead line as it is
+        finally:
+            stop.set()
+            proxy.cut()
+            thread.join(20)
         assert direct.same("t", "replica.t") == 2

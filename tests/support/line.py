@@ -19,6 +19,7 @@ from towline.differences import Report
 from towline.metrics import Metrics
 from towline.replication import Replication
 from towline.streaming import Streaming
+from towline.target.postgres.writer import Session
 from towline.verify import verify
 
 _numbers = itertools.count(1)
@@ -75,6 +76,7 @@ class Line:
         stopping: Any = lambda: False,
         announce: Callable[[str], None] = lambda point: None,
         streaming: Streaming | None = None,
+        predecessor: Session | None = None,
     ) -> Replication:
         """An attempt that the test runs itself."""
         return Replication(
@@ -84,6 +86,7 @@ class Line:
             role=lambda role: None,
             announce=announce,
             streaming=streaming,
+            predecessor=predecessor,
         )
 
     def verify(self, **options: Any) -> Report:

@@ -51,6 +51,7 @@ class _Flow:
     held: int = 0
     ended: bool = False  # the source has sent its last
     done: bool = False  # and the sink was told
+    dead: bool = False  # held for good
     messages: Messages | None = None
 
     def due(self, now: float) -> bool:
@@ -166,6 +167,15 @@ class Proxy:
         """Stop forwarding in these directions, for connections there are and to come. Nobody is told."""
         self._do(lambda: self._held.update({True: self._held[True] or up, False: self._held[False] or down}))
 
+    def deaden(self, *, up: bool = True, down: bool = True) -> None:
+        """Never forward anything again in these directions, for the connections that there are. Nobody is told."""
+
+        def order() -> None:
+            for flow in (flow for link in self._links for flow in link.flows):
+                flow.dead = flow.dead or (up if flow.up else down)
+
+        self._do(order)
+
     def release(self) -> None:
         """Forward again, first what was held."""
         self._do(lambda: self._held.update({True: False, False: False}))
@@ -251,10 +261,13 @@ class Proxy:
             for flow in link.flows:
                 if not flow.ended and flow.held < self._window:
                     events[flow.source] = events.get(flow.source, 0) | selectors.EVENT_READ
-                if flow.due(now) and not self._held[flow.up]:
+                if flow.due(now) and not self._holds(flow):
                     events[flow.sink] = events.get(flow.sink, 0) | selectors.EVENT_WRITE
             for sock, wanted in events.items():
                 selector.register(sock, wanted)
+
+    def _holds(self, flow: _Flow) -> bool:
+        return flow.dead or self._held[flow.up]
 
     def _patience(self, now: float) -> float | None:
         """Seconds until the next delayed bytes are due."""
@@ -288,10 +301,10 @@ class Proxy:
                     flow.ended = not data
                     if data and not self._take(link, flow, data):
                         return
-            while not self._held[flow.up] and flow.due(time.monotonic()):
+            while not self._holds(flow) and flow.due(time.monotonic()):
                 if not self._forward(link, flow):
                     return
-            if flow.ended and not flow.waiting and not flow.done and not self._held[flow.up]:
+            if flow.ended and not flow.waiting and not flow.done and not self._holds(flow):
                 flow.done = True
                 flow.sink.shutdown(socket.SHUT_WR)
         except BlockingIOError:

@@ -21,6 +21,7 @@ import psycopg
 from psycopg import conninfo
 
 from towline import errors
+from towline.postgres.line import within
 
 Side = Literal["source", "target"]
 
@@ -58,6 +59,9 @@ _CONNECTION_DEFAULTS: Mapping[str, str] = {
     "keepalives_count": "3",
     "tcp_user_timeout": "60000",
 }
+
+#: How long a server that has let us in may take for the first statements, which set the session up (seconds).
+_SET_UP = 30.0
 
 _DURABLE: LiteralString = """
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
@@ -100,7 +104,8 @@ def connect(
     except psycopg.Error as error:
         raise _refusal(error, target, side) from None
     try:
-        _configure(connection, "" if side == "source" else search_path)
+        with within(connection, _SET_UP):
+            _configure(connection, "" if side == "source" else search_path)
         connection.autocommit = autocommit
     except psycopg.Error as error:
         connection.close()

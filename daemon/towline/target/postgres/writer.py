@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,11 +25,13 @@ from typing import Any
 import psycopg
 
 from towline.breaker import Breaker
-from towline.change import Piece, Relation
+from towline.change import Chunk, Piece, Relation
 from towline.errors import Fenced, NotSetUp, RowRefused, TargetUnavailable, TowlineError, TransactionRefused
+from towline.frame import Frame
 from towline.key_sum import NO_KEYS
 from towline.logs import event
 from towline.position import format_lsn, parse_lsn
+from towline.postgres.line import hang_up, traffic, within
 from towline.postgres.session import connect, translate
 from towline.running_sums import RunningSums
 from towline.snapshot import STREAMING
@@ -54,6 +54,8 @@ _IDLE = 60_000
 _LOCK_WAIT = 30_000
 #: How often a standby tries for the lock (seconds).
 _POLL = 0.2
+#: How long the server may take to say whether the lock is free (seconds): a standby's line may be dead.
+_ANSWER = 30.0
 #: How long what was counted in the quarantine is good for, while this daemon does not write to it (seconds).
 _RECOUNT = 5.0
 
@@ -116,6 +118,7 @@ class PostgresTarget:
         self._counted = 0.0
         self._closing = threading.Event()
         self._calling: int | None = None
+        self._called: float | None = None
 
     # ---- sessions --------------------------------------------------------------------------------------------
 
@@ -127,9 +130,10 @@ class PostgresTarget:
         with self._call():
             connection = self._connected()
             while True:
-                locked = connection.execute(
-                    "SELECT pg_try_advisory_lock(%s)", (lock_key(self._schema, self._pipeline),)
-                ).fetchone()
+                with within(connection, _ANSWER):
+                    locked = connection.execute(
+                        "SELECT pg_try_advisory_lock(%s)", (lock_key(self._schema, self._pipeline),)
+                    ).fetchone()
                 if locked is not None and locked[0]:
                     return True
                 left = deadline - time.monotonic()
@@ -226,8 +230,30 @@ class PostgresTarget:
         # Another thread is inside libpq: have the server end the statement, then cut the line under both.
         with contextlib.suppress(psycopg.Error):
             connection.cancel_safe(timeout=1.0)
-        with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as line:
-            line.shutdown(socket.SHUT_RDWR)
+        hang_up(connection)
+
+    @property
+    def called(self) -> float | None:
+        """Since when the loop is in a call that needs an answer of the target's (monotonic); None when it is not."""
+        return self._called
+
+    def _elsewhere(self, reread: Reread) -> Reread:
+        """What a call asks the source, however long that takes, is not the target's silence."""
+
+        def asked(relation: Relation, keys: Frame) -> Chunk:
+            self._called = None
+            try:
+                return reread(relation, keys)
+            finally:
+                self._called = time.monotonic()
+
+        return asked
+
+    @property
+    def traffic(self) -> int | None:
+        """Bytes that have passed on the line, see `towline.postgres.line.traffic`. May be asked by any thread."""
+        connection = self._connection
+        return traffic(connection) if connection is not None and not connection.closed else None
 
     # ---- transactions ----------------------------------------------------------------------------------------
 
@@ -240,7 +266,7 @@ class PostgresTarget:
         """See the contract."""
         with self._call():
             self.sums.apply(piece, active)
-            self._applying().apply(piece, active, reread, prior)
+            self._applying().apply(piece, active, self._elsewhere(reread), prior)
 
     def load(self, load: ChunkLoad) -> None:
         """See the contract."""
@@ -482,6 +508,7 @@ class PostgresTarget:
         if self._closing.is_set():
             raise TargetUnavailable("the connection to the target was closed")
         self._calling = threading.get_ident()
+        self._called = time.monotonic()
         try:
             yield
         except psycopg.Error as error:
@@ -489,4 +516,4 @@ class PostgresTarget:
                 self._applier.executor.abandon()
             raise translate(error, "target") from error
         finally:
-            self._calling = None
+            self._calling = self._called = None

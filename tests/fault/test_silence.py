@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,24 @@ def test_a_dead_line_to_the_target_is_noticed(
             proxy.cut()
             thread.join(20)
         assert direct.same("t", "replica.t") == 2
+
+
+def test_a_slow_line_to_the_target_is_not_a_dead_one(
+    pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target waits for rows for much longer than a silence may last; but they arrive, if slowly."""
+    source, hub = new_database(pg18), new_database(hub18)
+    with Proxy(hub18.port, window=32 * 1024) as proxy:
+        line = Line.make(tmp_path, source, proxy.dsn(hub), ROUTES)
+        line.at_source("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        line.apply()
+        line.run()
+        direct = Line(source, hub, line.path, line.metrics)
+        monkeypatch.setattr(lookout, "SILENCE", 1.0)
+        direct.at_source("INSERT INTO t SELECT n, repeat('x', 500) FROM generate_series(1, 5000) n")
+        began = time.monotonic()
+        line.replication(lambda: False, lambda point: proxy.delay(0.2 if point == "begun" else 0)).run(
+            until_caught_up=True
+        )
+        assert time.monotonic() - began > 4.0
+        assert direct.same("t", "replica.t") == 5000

@@ -1,10 +1,13 @@
-"""Bounded memory (promise 8), whether large transactions come while they are under way or when they have committed.
+"""Bounded memory (promise 8), whether large transactions come while they are under way or when they have committed,
+and when the target takes less than the source writes.
 
 `make huge` does the same with ten million rows.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -14,11 +17,14 @@ from psycopg import sql
 from tests.fault.harness import Daemon
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
+from tests.support.proxy import Proxy
 from tests.support.wait import until
 from towline.demo.server import Server
 
 ROWS = 1_000_000
 LIMIT = 256 * 1024 * 1024
+#: What a backlog of `WRITTEN` bytes may cost.
+MORE, WRITTEN = 64 << 20, 120 << 20
 
 
 def peak(daemon: Daemon) -> int:
@@ -72,3 +78,71 @@ def test_a_transaction_of_a_million_rows(
     """The daemon stays under 256 MB."""
     found = large(ROWS, streaming, pg18, hub18, new_database, tmp_path, 150)
     assert found < LIMIT, f"{found / 2**20:.0f} MB"
+
+
+def stands(value: Callable[[], object], seconds: float) -> Callable[[], bool]:
+    """A condition: the value has been the same for so long."""
+    last, since = value(), time.monotonic()
+
+    def condition() -> bool:
+        nonlocal last, since
+        if (now := value()) != last:
+            last, since = now, time.monotonic()
+        return time.monotonic() - since > seconds
+
+    return condition
+
+
+def test_a_slow_line_to_the_target(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
+    """What the target does not take stays with the source, whose walsender waits; a line that is fast again has it."""
+    with Proxy(hub18.port, window=32 * 1024) as proxy:
+        source, hub = new_database(pg18), new_database(hub18)
+        line = Line.make(tmp_path, source, proxy.dsn(hub), "  - {from: public.*, into: replica.*}")
+        direct = Line(source, hub, line.path, line.metrics)
+        line.at_source("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        line.apply()
+        daemon = Daemon(line.path, tmp_path / "daemon.log")
+
+        def carried() -> bool:
+            count = "SELECT count(*), sum(id) FROM {}.t"
+            return direct.at_hub(count.format("replica")) == direct.at_source(count.format("public"))
+
+        def write(first: int) -> None:
+            """4000 rows, 4 MB of log."""
+            rows = f"generate_series({first * 4000}, {first * 4000 + 3999}) n"
+            direct.at_source(f"INSERT INTO t SELECT n, repeat(chr(65 + n % 26), 950) FROM {rows}")
+
+        def sent() -> object:
+            return direct.at_source(
+                "SELECT sent_lsn FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid"
+                " WHERE database = current_database()"
+            )
+
+        try:
+            for first in range(6):
+                write(first)
+            until(carried, 60, daemon.log)
+            before = peak(daemon)
+            proxy.delay(0.2)  # of 32 KB at most each: 160 KB/s
+            begin = direct.at_source("SELECT pg_current_wal_flush_lsn()")[0][0]
+            for first in range(6, 6 + WRITTEN // (4 << 20)):
+                write(first)
+            until(stands(sent, 1.0), 30, daemon.log)
+            ((waiting, written),) = direct.at_source(
+                "SELECT pg_current_wal_flush_lsn() - sent_lsn, pg_current_wal_flush_lsn() - %s::pg_lsn"
+                " FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid"
+                " WHERE database = current_database()",
+                begin,
+            )
+            assert written > WRITTEN
+            assert waiting > WRITTEN / 2, f"{waiting / 2**20:.0f} MB wait at the source"
+            proxy.delay(0)
+            until(carried, 60, daemon.log)
+            more = peak(daemon) - before
+            assert more < MORE, f"{more / 2**20:.0f} MB more for {written / 2**20:.0f} MB of log"
+            assert direct.same("t", "replica.t", "id") > 30_000
+            daemon.stop()
+            assert "attempt_failed" not in daemon.log()
+        finally:
+            if daemon.process.poll() is None:
+                daemon.kill()

@@ -27,10 +27,10 @@ from towline.target.postgres.writer import PostgresTarget
 
 log = logging.getLogger(__name__)
 
-#: A session that waits for its client is no sign that the client lives.
+#: A session that waits for its client is no sign that the client lives. (disabled: track_activities is off.)
 _WORKING = """
 SELECT FROM pg_catalog.pg_stat_activity
-WHERE pid = %s AND backend_start = %s AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Client'
+WHERE pid = %s AND backend_start = %s AND state IN ('active', 'disabled') AND wait_event_type IS DISTINCT FROM 'Client'
 """
 
 #: The source's catalog is looked at in each so many calls (seconds).

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +12,8 @@ import pytest
 from tests.fault.harness import Fault, fault, shop
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
-from tests.support.pair import pair, promote, replayed
+from tests.support.pair import pair, promote, publish, replayed, running_logged
 from tests.support.wait import until
-from towline import plan
-from towline.config import PipelineConfig
 from towline.demo.programs import embedded_bindir
 from towline.demo.server import Server
 from towline.errors import SourceUnavailable
@@ -80,32 +76,6 @@ def failover(
         hub = new_database(hub18)
         with fault(tmp_path, primary.dsn(), hub, rows=ROWS, through=(dsn, hub), source_more=source) as under:
             yield Failover(primary, standby, under)
-
-
-def publish(config: PipelineConfig, at_source: Callable[[str], object]) -> None:
-    """Make the publication at the primary; the configuration names the standby."""
-    with plan.prepare(config) as prepared:
-        for step in plan.steps(prepared):
-            if "PUBLICATION" in step.sql:
-                at_source(step.sql)
-
-
-@contextmanager
-def running_logged(at_source: Callable[[str], object]) -> Iterator[None]:
-    """While a slot is made at the standby: it waits for the primary to log which transactions run."""
-    done = threading.Event()
-
-    def log_running() -> None:
-        while not done.wait(0.1):
-            at_source("SELECT pg_log_standby_snapshot()")
-
-    thread = threading.Thread(target=log_running)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 WITH_SLOT = ("failover: true", {"synchronized_standby_slots": "standby"})

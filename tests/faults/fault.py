@@ -19,6 +19,7 @@ REASONS: Mapping[str, str] = {
     "i": "verify does not run in this phase",
     "j": "tried while it is streamed: later the transaction has ended",
     "g": "the source for wal2json is PostgreSQL 15, and slots are copied to standbys from 17 on",
+    "k": "the source for wal2json is PostgreSQL 15, and standbys decode from 16 on",
 }
 
 
@@ -29,9 +30,9 @@ class Fault:
     ``hit`` puts it in while someone waits at the phase's point, lets that go on (`Trial.go`), ends it and says so
     (`Trial.over`). ``empty``: the phases in which there is nothing to try, with the mark of `REASONS`. ``plugins``: for
     which it is tried; the cells of others have the mark ``other_plugins``. ``options``: what the pipeline file says
-    under ``defaults``. ``standby``: its source has one, with a copy of the slot. ``root``: it mounts a file system.
-    ``small_spool``: the daemon's spool is on one of 1 MB.
-    ``prepare``: what it needs before the pipeline is set up.
+    under ``defaults``. ``standby``: its source has one, with a copy of the slot; ``from_standby``: the daemon reads
+    from one. ``root``: it mounts a file system. ``small_spool``: the daemon's spool is on one of 1 MB. ``prepare``:
+    what it needs before the pipeline is set up.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Fault:
     other_plugins: str = "c"
     options: str = ""
     standby: bool = False
+    from_standby: bool = False
     root: bool = False
     small_spool: bool = False
     prepare: Callable[[Trial], None] | None = None

@@ -6,13 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from tests.faults import of_daemon, of_lines, of_pairs, of_rows, of_schemas, of_servers, of_starts, of_verify
+from tests.faults import (
+    of_daemon,
+    of_lines,
+    of_pairs,
+    of_rows,
+    of_schemas,
+    of_servers,
+    of_standbys,
+    of_starts,
+    of_verify,
+)
 from tests.faults.fault import Fault
 from tests.faults.phases import PLUGINS, Phase
 
 _ALL = (
     *(*of_daemon.FAULTS, *of_verify.FAULTS, *of_lines.FAULTS, *of_servers.FAULTS, *of_pairs.FAULTS),
-    *(*of_starts.FAULTS, *of_schemas.FAULTS, *of_rows.FAULTS),
+    *(*of_starts.FAULTS, *of_schemas.FAULTS, *of_rows.FAULTS, *of_standbys.FAULTS),
 )
 _GROUPS = list(dict.fromkeys(fault.group for fault in _ALL))
 #: In the order of the page: group by group.

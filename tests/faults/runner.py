@@ -132,6 +132,7 @@ def tried(bench: Bench, directory: Path, cell: Cell, seed: int, watch: Watch = l
             point=point,
             options=fault.options,
             standby=fault.standby,
+            from_standby=fault.from_standby,
             small_spool=fault.small_spool,
             prepare=fault.prepare,
         )

@@ -21,7 +21,7 @@ from tests.faults.phases import Phase
 from tests.faults.puppet import DAEMON, VERIFY, Puppet
 from tests.faults.small_disk import small_disk
 from tests.support.databases import create_database
-from tests.support.pair import pair
+from tests.support.pair import pair, publish, replayed, running_logged
 from tests.support.proxy import Proxy
 from tests.support.wait import until
 from towline import plan, quarantine, resync
@@ -58,7 +58,8 @@ class Outcome:
 class Trial:
     """What a fault may touch. Lines lead through proxies; the harness itself goes to the servers directly.
 
-    ``seed``: all that is drawn comes from it. ``point``: where the fault strikes, one of the phase's.
+    ``seed``: all that is drawn comes from it. ``point``: where the fault strikes, one of the phase's. ``standby``: the
+    source has one, with a copy of the slot; ``from_standby``: the daemon reads from one, and the slot is there.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Trial:
         point: str = "",
         options: str = "",
         standby: bool = False,
+        from_standby: bool = False,
         small_spool: bool = False,
         prepare: Callable[[Trial], None] | None = None,
     ) -> None:
@@ -79,6 +81,7 @@ class Trial:
         self._small_spool = small_spool
         self._options = options
         self._standby = standby
+        self._from_standby = from_standby
         self._prepare = prepare
         self.pair: tuple[Server, ...] = ()
         self.source = self.hub = ""  # dsns
@@ -181,6 +184,14 @@ class Trial:
         with plan.prepare(load(self.path)) as prepared:
             plan.apply(prepared, lambda step: None)
 
+    def _apply_at_standby(self) -> None:
+        """The publication at the primary, the slot at the standby, for which the primary logs what runs."""
+        replayed(*self.pair)
+        publish(load(self.path), lambda statement: self.at("source", statement))
+        replayed(*self.pair)
+        with running_logged(lambda statement: self.at("source", statement)):
+            self.apply()
+
     def moved(self, server: Server) -> None:
         """The source is another server from now on."""
         self.source = server.dsn(self.name["source"])
@@ -247,7 +258,10 @@ class Trial:
     def _set_up(self) -> None:
         bench, stack = self.bench, self.stack
         bench.mend()
-        if self._standby:
+        if self._from_standby:
+            self.pair = stack.enter_context(pair(self.directory, embedded_bindir()))
+            self.source = self.source_server.dsn(create_database(self.source_server))
+        elif self._standby:
             self.pair = stack.enter_context(
                 pair(
                     self.directory,
@@ -282,7 +296,10 @@ class Trial:
         self.path.write_text(self._configuration(), "utf-8")
         if self._prepare is not None:
             self._prepare(self)
-        self.apply()
+        if self._from_standby:
+            self._apply_at_standby()
+        else:
+            self.apply()
 
     @property
     def _spool(self) -> Path:
@@ -291,7 +308,9 @@ class Trial:
     def _configuration(self) -> str:
         source, target = self.proxies["source"].dsn(self.source), self.proxies["target"].dsn(self.hub)
         more = ""
-        if self.pair:
+        if self._from_standby:
+            source = self.proxies["standby"].dsn(self.source)
+        elif self.pair:
             ports = f"{self.proxies['source'].port},{self.proxies['standby'].port}"
             hosts = "127.0.0.1,127.0.0.1"
             source = psycopg.conninfo.make_conninfo(source, host=hosts, port=ports, target_session_attrs="read-write")
@@ -317,7 +336,7 @@ class Trial:
             return
         self.start()
         self.await_rest()
-        if self.pair:
+        if self._standby:
             until(lambda: self._synchronized(), PATIENCE, self.pair[1].log_tail)
             self.await_rest()
         self._since = self._mark()
@@ -409,7 +428,10 @@ class Trial:
     def never_ahead(self) -> None:
         """The slot is not confirmed beyond the checkpoint. Read in this order, since both move on."""
         query = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database()"
-        for (confirmed,) in self.at("source", query):  # none, when the fault was that it was dropped
+        read = self.pair[1].dsn(self.name["source"]) if self._from_standby else self.source
+        with psycopg.connect(read, autocommit=True) as connection:
+            slots = connection.execute(query).fetchall()
+        for (confirmed,) in slots:  # none, when the fault was that it was dropped
             assert parse_lsn(str(confirmed)) <= self.position(), "the slot was confirmed beyond the checkpoint"
 
     def _end_processes(self) -> None:

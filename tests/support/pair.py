@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 
 from tests.support.wait import until
+from towline import plan
+from towline.config import PipelineConfig
 from towline.demo.server import Server
 
 
@@ -63,3 +66,29 @@ def promote(server: Server) -> None:
     """Make a standby a primary, and wait until it is."""
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         assert connection.execute("SELECT pg_promote()").fetchone() == (True,)
+
+
+def publish(config: PipelineConfig, at_source: Callable[[str], object]) -> None:
+    """Make the publication at the primary; the configuration names the standby."""
+    with plan.prepare(config) as prepared:
+        for step in plan.steps(prepared):
+            if "PUBLICATION" in step.sql:
+                at_source(step.sql)
+
+
+@contextmanager
+def running_logged(at_source: Callable[[str], object]) -> Iterator[None]:
+    """While a slot is made at the standby: it waits for the primary to log which transactions run."""
+    done = threading.Event()
+
+    def log_running() -> None:
+        while not done.wait(0.1):
+            at_source("SELECT pg_log_standby_snapshot()")
+
+    thread = threading.Thread(target=log_running)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

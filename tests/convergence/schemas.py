@@ -313,19 +313,50 @@ SELECTED = Schema(
     copies=("hub.trade_order", "hub.copied", "hub.inner_joined"),
 )
 
+#: Names have one type each, so that the target's columns, which stay, can take what comes under them again.
+_INTS, _WORDS = ("a", "b", "e"), ("v", "t", '"C d"')
+_SAME_TYPE = st.sampled_from((_INTS, _WORDS)).flatmap(lambda names: st.permutations(names))
+
+
+def _renamed(*pairs: tuple[int, str]) -> Sql:
+    """Each pair: which of three names of one type, and its new name."""
+    return _SAME_TYPE.map(
+        lambda names: "; ".join(
+            f"ALTER TABLE item RENAME {names[old] if old >= 0 else 'away'} TO {new.format(*names)}"
+            for old, new in pairs
+        )
+    )
+
+
 CHANGING = Schema(
-    "columns that are added",
-    source="CREATE TABLE item (id int PRIMARY KEY, v text)",
+    "columns that come, go, change their names and types",
+    source="CREATE TABLE item (id int PRIMARY KEY, v text, a int, b int, w varchar(10))",
+    hub="CREATE SCHEMA replica; CREATE TABLE replica.item (id int PRIMARY KEY, v text, a int, b int, w text)",
     routes="  - {from: public.*, into: replica.*, on_truncate: delete, on_schema_change: evolve}",
-    fill="INSERT INTO item SELECT n, 'f' || n FROM generate_series(1, {rows}) n",
+    fill="INSERT INTO item SELECT n, 'f' || n, n, -n, 'w' || n FROM generate_series(1, {rows}) n",
     operations=st.one_of(
         _sql("INSERT INTO item VALUES ({key}, {v}) ON CONFLICT DO NOTHING", key=KEYS, v=_pick(TEXTS)),
         _sql("UPDATE item SET v = {v} WHERE id = {key}", key=KEYS, v=_pick(TEXTS)),
         _sql("UPDATE item SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
         _sql("DELETE FROM item WHERE id = {key}", key=KEYS),
-        _sql("ALTER TABLE item ADD {column} text", column=_pick(("a", "b", '"C d"'))),
-        _sql("ALTER TABLE item ADD {column} int DEFAULT {n}", column=_pick(("a", "b", "e")), n=KEYS),
-        _sql("UPDATE item SET {column} = {n} WHERE id = {key}", column=_pick(("a", "b", "e")), n=KEYS, key=KEYS),
+        _sql("UPDATE item SET {column} = {n} WHERE id = {key}", column=_pick(_INTS), n=st.integers(10, 99), key=KEYS),
+        _sql("UPDATE item SET {column} = {v} WHERE id = {key}", column=_pick(_WORDS), v=_pick(TEXTS), key=KEYS),
+        _sql("ALTER TABLE item ADD {column} text", column=_pick(_WORDS)),
+        _sql("ALTER TABLE item ADD {column} int DEFAULT {n}", column=_pick(_INTS), n=KEYS),
+        _sql("ALTER TABLE item DROP {column}", column=_pick((*_INTS, *_WORDS))),
+        _renamed((0, "{1}")),
+        _renamed((0, "away"), (1, "{0}"), (-1, "{1}")),
+        _renamed((0, "{2}"), (1, "{0}")),
+        _sql(
+            "ALTER TABLE item RENAME {column} TO e; ALTER TABLE item ADD {column} int DEFAULT {n}",
+            column=_pick(("a", "b")),
+            n=KEYS,
+        ),
+        _sql("UPDATE item SET w = 'w{n}' WHERE id = {key}", n=KEYS, key=KEYS),
+        _sql(
+            "ALTER TABLE item ALTER w TYPE {kind}",
+            kind=_pick(("varchar(20)", "text", "varchar(10) USING left('<' || w, 10)", "text USING upper(w)")),
+        ),
     ),
     equal=(("SELECT {columns} FROM public.item ORDER BY id", "SELECT {columns} FROM replica.item ORDER BY id"),),
     tables=("item",),

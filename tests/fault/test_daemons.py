@@ -51,6 +51,22 @@ def test_a_second_daemon_waits_and_takes_over(under: Fault) -> None:
     finish(under, second)
 
 
+def test_a_standby_takes_over_after_a_table_changed(under: Fault) -> None:
+    """It began to wait with another table than the one that it then has to replicate."""
+    under.path.write_text(under.path.read_text("utf-8") + "defaults: {on_schema_change: evolve}\n", "utf-8")
+    first = under.daemon()
+    active(under, first)
+    second = under.daemon()
+    until(lambda: "event=standby" in second.log(), 30, second.log)
+    under.at_source("ALTER TABLE item ADD seen int DEFAULT 1; UPDATE item SET seen = id WHERE id % 2 = 0")
+    added = "SELECT FROM pg_attribute WHERE attrelid = 'replica.item'::regclass AND attname = 'seen'"
+    until(lambda: under.at_hub(added) != [], 30, first.log)
+    first.kill()
+    until(lambda: under.epoch() == 2, 30, second.log)
+    under.at_source("UPDATE item SET seen = -id WHERE id % 3 = 0; INSERT INTO item VALUES (-1, 'new', 1)")
+    finish(under, second)
+
+
 def test_a_standby_can_be_stopped(under: Fault) -> None:
     """SIGTERM ends a waiting daemon too."""
     first = under.daemon()

@@ -26,6 +26,46 @@ from towline.replication import Replication
 
 #: What a session of a daemon's is called ('towline …' at both ends); the tests' own have no such name.
 _LEFT = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'towline%'"
+#: Counts the changes of every table in a schema that no route is from; a change of key counts twice, as in the ledger.
+#: Rows are added only, so that transactions side by side do not wait for each other.
+_COUNTED = """
+CREATE SCHEMA counted;
+CREATE TABLE counted.change (name text, rows int);
+CREATE FUNCTION counted.count() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    rows int := 1;
+    name text;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        FOREACH name IN ARRAY TG_ARGV[1]::text[] LOOP
+            IF to_jsonb(OLD)->name IS DISTINCT FROM to_jsonb(NEW)->name THEN rows := 2; END IF;
+        END LOOP;
+    END IF;
+    INSERT INTO counted.change VALUES (TG_ARGV[0], rows);
+    RETURN NULL;
+END $$;
+DO $$
+DECLARE
+    it record;
+BEGIN
+    FOR it IN
+        SELECT c.oid::regclass AS name, c.relname, (
+            SELECT array_agg(a.attname) FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid
+            WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
+                AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END
+        ) AS key
+        FROM pg_class c
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+    LOOP
+        EXECUTE format('CREATE TRIGGER counted AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW'
+            ' EXECUTE FUNCTION counted.count(%L, %L)', it.name, it.relname, it.key);
+    END LOOP;
+END $$;
+"""
+_SEEN = """
+SELECT r.route, coalesce(l.seen, 0), r.copied FROM towline.route_state r
+LEFT JOIN (SELECT route, sum(seen) AS seen FROM towline.ledger GROUP BY 1) l USING (route)
+"""
 _RETRIES = 20
 _HELD_FOR = 3
 
@@ -41,11 +81,15 @@ class Diverged(AssertionError):
 
 
 class Bench:
-    """Source, hub and pipeline of one schema and plugin. ``histories``, ``faults``: how many there were."""
+    """Source, hub and pipeline of one schema and plugin. ``histories``, ``faults``: how many there were.
+
+    ``counted``: changes at the source that the ledger was held against.
+    """
 
     def __init__(self, schema: Schema, plugin: str, source: Server, hub: Server, directory: Path) -> None:
         self.schema, self.plugin = schema, plugin
-        self.histories = self.faults = self.transactions = 0
+        self.histories = self.faults = self.transactions = self.counted = 0
+        self._counts: dict[str, tuple[int, int]] = {}
         self._directory = directory
         self._servers = source, hub
         self._stack = ExitStack()
@@ -61,6 +105,12 @@ class Bench:
         self._hub = self._connect(1)
         self._proxies = tuple(self._stack.enter_context(Proxy(server.port)) for server in self._servers)
         self._writers[0].execute(self.schema.source.encode())
+        if not self.schema.changing:
+            self._writers[0].execute(_COUNTED.encode())
+        if self.schema.streamed:
+            name = sql.Identifier(databases[0])
+            memory = sql.SQL("ALTER DATABASE {} SET logical_decoding_work_mem = '64kB'")
+            self._writers[0].execute(memory.format(name))
         self._hub.execute(self.schema.hub.encode())
         self._line = self._make_line(20_000, 20_000)
         self._line.apply()
@@ -76,7 +126,7 @@ class Bench:
         return self._stack.enter_context(connection)
 
     def _make_line(self, chunk_rows: int, max_rows: int) -> Line:
-        more = f"snapshot: {{chunk_rows: {chunk_rows}}}\nbatch: {{max_rows: {max_rows}}}"
+        more = f"{self.schema.more}\nsnapshot: {{chunk_rows: {chunk_rows}}}\nbatch: {{max_rows: {max_rows}}}"
         return Line.make(self._directory, *self._dsn, self.schema.routes, plugin=self.plugin, more=more)
 
     # ---- a history -------------------------------------------------------------------------------------------
@@ -88,11 +138,13 @@ class Bench:
         for phase in history.phases:
             for transaction in phase.before:
                 self._transact(transaction)
-            late = self._run(phase) or any(each.end == "not synchronous" for each in phase.before)
+            late, copying = self._run(phase)
+            late |= any(each.end == "not synchronous" for each in phase.before)
             if late:  # what took place meanwhile, or was not flushed yet, is beyond where that run went
                 self._writers[0].execute("SELECT pg_logical_emit_message(true, 'test', 'flushed with all before it')")
                 self._run(Phase())
             self._compare()
+            self._compare_counts(copying=copying)
         if history.verify:
             report = self._line.verify()
             if report.differing or report.unsettled:
@@ -103,6 +155,7 @@ class Bench:
         if self.schema.changing and self.histories > 1:
             self.close()
             self._open()
+        self._counts.clear()
         line = self._line
         text = line.path.read_text("utf-8").split("snapshot:")[0]
         routes = self.schema.routes
@@ -114,6 +167,8 @@ class Bench:
         writer, slot, name = self._writers[0], line.config.source.slot, line.config.pipeline
         writer.execute(sql.SQL("TRUNCATE {} CASCADE").format(_names(self.schema.tables)))
         writer.execute(self.schema.fill.format(rows=history.rows).encode())
+        if not self.schema.changing:
+            writer.execute("TRUNCATE counted.change")
         self._await_no_daemon()
         (position,) = writer.execute(
             "SELECT end_lsn FROM pg_replication_slot_advance(%s, pg_current_wal_flush_lsn())", (slot,)
@@ -127,6 +182,7 @@ class Bench:
                 (name,),
             )
             self._hub.execute("DELETE FROM towline.ledger WHERE pipeline = %s", (name,))
+            self._hub.execute("DELETE FROM towline.quarantine WHERE pipeline = %s", (name,))
 
     def _await_no_daemon(self) -> None:
         for connection in (self._writers[0], self._hub):
@@ -167,8 +223,10 @@ class Bench:
 
     # ---- the pipeline ----------------------------------------------------------------------------------------
 
-    def _run(self, phase: Phase) -> bool:
-        """Run until caught up, through the phase's fault. Whether anything happened at the source meanwhile."""
+    def _run(self, phase: Phase) -> tuple[bool, bool]:
+        """Run until caught up, through the phase's fault. Whether anything happened at the source meanwhile, and
+        whether any rows were copied.
+        """
         telling = _Telling(phase, self._transact, lambda t: self._begun(t, self._writers[1]))
         fault = phase.fault
         for _ in range(_RETRIES):
@@ -189,7 +247,7 @@ class Bench:
             )
             try:
                 attempt.run(until_caught_up=True)
-                return telling.happened
+                return telling.happened, telling.copying
             except Killed:
                 self.faults += 1
             except TowlineError as error:
@@ -228,6 +286,25 @@ class Bench:
         if any(seen != accounted for seen, accounted in sums):
             raise Diverged(f"the ledger does not balance: {sums}")
 
+    def _compare_counts(self, *, copying: bool) -> None:
+        """What the ledger has seen since the last time is what the source's own triggers counted of what committed.
+
+        While a table is copied, changes of rows that are still to be copied are not seen, and it is not more than both.
+        Not where columns change: what is read again is seen again.
+        """
+        if self.schema.changing:
+            return
+        tables = {spec.name: spec.source.name for spec in self._line.config.specs()}
+        changed = dict(self._writers[0].execute("SELECT name, sum(rows) FROM counted.change GROUP BY 1").fetchall())
+        for route, seen, copied in self._hub.execute(_SEEN).fetchall():
+            counts = seen, changed.get(tables.get(route, route.partition(".")[2]), 0)
+            before = self._counts.get(route, (0, 0))
+            self._counts[route] = counts
+            came, should = counts[0] - before[0], counts[1] - before[1] + (copied if copying else 0)
+            if came > should or (came < should and not copying):
+                raise Diverged(f"the ledger has seen {came} rows of {route}, of {should}, {copied} copied: {copying}")
+            self.counted += should if not copying else 0
+
     def _equal(self) -> list[tuple[str, str]]:
         """The queries, with the columns that the source's table has now."""
         if not self.schema.changing:
@@ -253,12 +330,13 @@ class _Telling:
         self._passed: Counter[str] = Counter()
         self._held: tuple[ExitStack, int] | None = None
         self._thread = threading.get_ident()
-        self.happened = False
+        self.happened = self.copying = False
 
     def announce(self, point: str) -> None:
         """For `Pipeline`."""
         nth = self._passed[point]
         self._passed.update((point, ""))
+        self.copying |= point == "chunk-read"
         if self._held is not None:
             stack, left = self._held
             self._held = stack, left - 1

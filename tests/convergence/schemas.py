@@ -25,6 +25,7 @@ class Schema:
     ``equal``: queries at the source and at the hub that must give the same rows. ``tables``, ``copies``: what to empty
     between histories. ``max_rows``: how large pieces may be. ``changing``: operations change the tables, so that
     each history has databases of its own; ``{columns}`` in what is to be equal stands for the source's columns.
+    ``more``: of the pipeline file. ``streamed``: transactions beyond 64 kB are sent while they are under way.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Schema:
     plugins: tuple[str, ...] = ("pgoutput", "wal2json")
     max_rows: tuple[int, ...] = (20_000, 1, 3)
     changing: bool = False
+    more: str = ""
+    streamed: bool = False
 
 
 def _pick(values: Sequence[str]) -> Sql:

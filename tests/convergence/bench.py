@@ -66,6 +66,13 @@ _SEEN = """
 SELECT r.route, coalesce(l.seen, 0), r.copied FROM towline.route_state r
 LEFT JOIN (SELECT route, sum(seen) AS seen FROM towline.ledger GROUP BY 1) l USING (route)
 """
+_NEWEST = """
+SELECT DISTINCT ON (key) key::json->>'id', "row", not_sent FROM towline.quarantine WHERE state = 'open'
+ORDER BY key, id DESC
+"""
+_STREAMED = """
+SELECT stream_count FROM pg_stat_replication_slots WHERE slot_name = %s
+"""
 _RETRIES = 20
 _HELD_FOR = 3
 
@@ -128,6 +135,11 @@ class Bench:
     def _make_line(self, chunk_rows: int, max_rows: int) -> Line:
         more = f"{self.schema.more}\nsnapshot: {{chunk_rows: {chunk_rows}}}\nbatch: {{max_rows: {max_rows}}}"
         return Line.make(self._directory, *self._dsn, self.schema.routes, plugin=self.plugin, more=more)
+
+    def parts(self) -> int:
+        """How many parts of transactions under way the source has sent."""
+        ((parts,),) = self._writers[0].execute(_STREAMED, (self._line.config.source.slot,)).fetchall()
+        return int(parts)
 
     # ---- a history -------------------------------------------------------------------------------------------
 
@@ -285,6 +297,23 @@ class Bench:
         ).fetchall()
         if any(seen != accounted for seen, accounted in sums):
             raise Diverged(f"the ledger does not balance: {sums}")
+        if self.schema.refused:
+            self._compare_set_aside()
+
+    def _compare_set_aside(self) -> None:
+        """Just the rows that the target refuses are in the quarantine, each as the source has it now."""
+        (table,) = self.schema.tables
+        rows = self._writers[0].execute(
+            f"SELECT id::text, (SELECT json_object_agg(key, value) FROM jsonb_each_text(to_jsonb(t))) FROM {table} t"
+            f" WHERE {self.schema.refused}".encode()
+        )
+        should: dict[str, dict[str, str | None]] = dict(rows.fetchall())
+        kept = {key: (row, not_sent) for key, row, not_sent in self._hub.execute(_NEWEST)}
+        if kept.keys() != should.keys():
+            raise Diverged(f"set aside are {sorted(kept)}, to be refused {sorted(should)}")
+        for key, (row, not_sent) in kept.items():
+            if row is None or row != {name: value for name, value in should[key].items() if name not in not_sent}:
+                raise Diverged(f"set aside is {str(row)[:300]} without {not_sent}, not {str(should[key])[:300]}")
 
     def _compare_counts(self, *, copying: bool) -> None:
         """What the ledger has seen since the last time is what the source's own triggers counted of what committed.
@@ -295,7 +324,9 @@ class Bench:
         if self.schema.changing:
             return
         tables = {spec.name: spec.source.name for spec in self._line.config.specs()}
-        changed = dict(self._writers[0].execute("SELECT name, sum(rows) FROM counted.change GROUP BY 1").fetchall())
+        changed: dict[str, int] = dict(
+            self._writers[0].execute("SELECT name, sum(rows) FROM counted.change GROUP BY 1").fetchall()
+        )
         for route, seen, copied in self._hub.execute(_SEEN).fetchall():
             counts = seen, changed.get(tables.get(route, route.partition(".")[2]), 0)
             before = self._counts.get(route, (0, 0))

@@ -26,6 +26,7 @@ class Schema:
     between histories. ``max_rows``: how large pieces may be. ``changing``: operations change the tables, so that
     each history has databases of its own; ``{columns}`` in what is to be equal stands for the source's columns.
     ``more``: of the pipeline file. ``streamed``: transactions beyond 64 kB are sent while they are under way.
+    ``refused``: the rows of the one table, with the key ``id``, that the target refuses, as a condition.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Schema:
     changing: bool = False
     more: str = ""
     streamed: bool = False
+    refused: str = ""
 
 
 def _pick(values: Sequence[str]) -> Sql:
@@ -131,6 +133,26 @@ WHOLE = replace(
     KEYED,
     name="REPLICA IDENTITY FULL",
     source=f"{KEYED.source} ALTER TABLE item REPLICA IDENTITY FULL;",
+)
+
+#: Most transactions of more than a few rows are sent while they are under way, also what is rolled back to a savepoint.
+STREAMED = replace(
+    KEYED,
+    name="transactions sent while they are under way",
+    operations=st.one_of(
+        *_keyed("item"),
+        _sql(
+            "INSERT INTO item SELECT n, NULL, repeat(md5(n::text), {times})"
+            " FROM generate_series({first}, {first} + 350) n ON CONFLICT DO NOTHING",
+            times=st.sampled_from((8, 100)),
+            first=st.sampled_from((100, 300, 1000)),
+        ),
+        _sql("UPDATE item SET note = note || {more}, amount = {amount}", more=_pick(TEXTS), amount=_pick(NUMBERS)),
+        _sql("UPDATE item SET id = id + 2000 WHERE id BETWEEN {first} AND 2000", first=st.sampled_from((1, 100, 400))),
+        _sql("DELETE FROM item WHERE id % 2 = {rest} AND id >= 100", rest=st.integers(0, 1)),
+    ),
+    plugins=("pgoutput",),
+    streamed=True,
 )
 
 FAMILY = Schema(
@@ -316,6 +338,56 @@ SELECTED = Schema(
     copies=("hub.trade_order", "hub.copied", "hub.inner_joined"),
 )
 
+_REFUSED = "(note IS NULL OR coalesce(length(code) > 3 OR amount < 0, false))"
+_LENGTHS = ("NULL", "'w'", "'xyz'", "'longer'", "'too long'")
+
+#: A good row is at the target; of one that is set aside the target may have an older version.
+REFUSED = Schema(
+    "rows that are set aside",
+    source="""
+        CREATE TABLE item (id int PRIMARY KEY, code text, note text, amount numeric);
+        ALTER TABLE item ALTER note SET STORAGE EXTERNAL;
+    """,
+    hub="""
+        CREATE SCHEMA replica;
+        CREATE TABLE replica.item (id int PRIMARY KEY, code text CHECK (length(code) <= 3), note text NOT NULL,
+                                   amount numeric CHECK (amount >= 0));
+    """,
+    routes=_ROUTES.replace("}", ", on_error: quarantine}"),
+    more="quarantine: {max_share: 1.0}",
+    fill="INSERT INTO item SELECT n, 'f' || n, repeat('f', n % 2 * 2900), n - 2 FROM generate_series(1, {rows}) n",
+    operations=st.one_of(
+        _sql(
+            "INSERT INTO item VALUES ({key}, {code}, {note}, {amount}) ON CONFLICT DO NOTHING",
+            **{"key": KEYS, "code": _pick(_LENGTHS), "note": _pick(TEXTS), "amount": _pick(NUMBERS)},
+        ),
+        *_set("item", "id", code=_LENGTHS, note=TEXTS, amount=NUMBERS),
+        _sql("UPDATE item SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        _sql("UPDATE item SET id = {to}, code = {code} WHERE id = {key}", key=KEYS, to=KEYS, code=_pick(_LENGTHS)),
+        _sql("DELETE FROM item WHERE id = {key}", key=KEYS),
+        _sql("UPDATE item SET amount = -amount WHERE id > {key}", key=KEYS),
+        _sql("UPDATE item SET id = -id WHERE id > {key}", key=KEYS),
+        _sql(
+            "INSERT INTO item SELECT n, 'c', 'n', n % {each} - 1 FROM generate_series(100, {last}) n"
+            " ON CONFLICT DO NOTHING",
+            each=st.sampled_from((1, 2, 50)),
+            last=st.sampled_from((101, 110, 300)),
+        ),
+        _sql("DELETE FROM item WHERE id >= {first}", first=st.sampled_from((100, 105))),
+        _sql("TRUNCATE item"),
+    ),
+    equal=(
+        (
+            f"SELECT t::text FROM item t WHERE NOT {_REFUSED} ORDER BY 1",
+            "SELECT t::text FROM replica.item t WHERE NOT EXISTS (SELECT FROM towline.quarantine q"
+            " WHERE q.state = 'open' AND q.key::json->>'id' = t.id::text) ORDER BY 1",
+        ),
+    ),
+    refused=_REFUSED,
+    tables=("item",),
+    copies=("replica.item",),
+)
+
 #: Names have one type each, so that the target's columns, which stay, can take what comes under them again.
 _INTS, _WORDS = ("a", "b", "e"), ("v", "t", '"C d"')
 _SAME_TYPE = st.sampled_from((_INTS, _WORDS)).flatmap(lambda names: st.permutations(names))
@@ -367,4 +439,7 @@ CHANGING = Schema(
     changing=True,
 )
 
-SCHEMAS = {schema.name: schema for schema in (KEYED, WHOLE, FAMILY, STRICT, COMPOSITE, PARTITIONED, SELECTED, CHANGING)}
+SCHEMAS = {
+    schema.name: schema
+    for schema in (KEYED, STREAMED, WHOLE, FAMILY, STRICT, COMPOSITE, PARTITIONED, SELECTED, REFUSED, CHANGING)
+}

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from tests.convergence.comparison import COUNTED, Comparison, Diverged
 from tests.convergence.histories import Cut, History, Kill, Meanwhile, Phase, Transaction
 from tests.convergence.schemas import Schema
 from tests.support.databases import create_database, drop_database
@@ -26,50 +27,6 @@ from towline.replication import Replication
 
 #: What a session of a daemon's is called ('towline …' at both ends); the tests' own have no such name.
 _LEFT = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'towline%'"
-#: Counts the changes of every table in a schema that no route is from; a change of key counts twice, as in the ledger.
-#: Rows are added only, so that transactions side by side do not wait for each other.
-_COUNTED = """
-CREATE SCHEMA counted;
-CREATE TABLE counted.change (name text, rows int);
-CREATE FUNCTION counted.count() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE
-    rows int := 1;
-    name text;
-BEGIN
-    IF TG_OP = 'UPDATE' THEN
-        FOREACH name IN ARRAY TG_ARGV[1]::text[] LOOP
-            IF to_jsonb(OLD)->name IS DISTINCT FROM to_jsonb(NEW)->name THEN rows := 2; END IF;
-        END LOOP;
-    END IF;
-    INSERT INTO counted.change VALUES (TG_ARGV[0], rows);
-    RETURN NULL;
-END $$;
-DO $$
-DECLARE
-    it record;
-BEGIN
-    FOR it IN
-        SELECT c.oid::regclass AS name, c.relname, (
-            SELECT array_agg(a.attname) FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid
-            WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
-                AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END
-        ) AS key
-        FROM pg_class c
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-    LOOP
-        EXECUTE format('CREATE TRIGGER counted AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW'
-            ' EXECUTE FUNCTION counted.count(%L, %L)', it.name, it.relname, it.key);
-    END LOOP;
-END $$;
-"""
-_SEEN = """
-SELECT r.route, coalesce(l.seen, 0), r.copied FROM towline.route_state r
-LEFT JOIN (SELECT route, sum(seen) AS seen FROM towline.ledger GROUP BY 1) l USING (route)
-"""
-_NEWEST = """
-SELECT DISTINCT ON (key) key::json->>'id', "row", not_sent FROM towline.quarantine WHERE state = 'open'
-ORDER BY key, id DESC
-"""
 _STREAMED = """
 SELECT stream_count FROM pg_stat_replication_slots WHERE slot_name = %s
 """
@@ -83,10 +40,6 @@ class Killed(BaseException):
     """The daemon is no more; not an error that anything may handle."""
 
 
-class Diverged(AssertionError):
-    """Source and target differ, or the books are wrong."""
-
-
 class Bench:
     """Source, hub and pipeline of one schema and plugin. ``histories``, ``faults``: how many there were.
 
@@ -96,7 +49,6 @@ class Bench:
     def __init__(self, schema: Schema, plugin: str, source: Server, hub: Server, directory: Path) -> None:
         self.schema, self.plugin = schema, plugin
         self.histories = self.faults = self.transactions = self.counted = 0
-        self._counts: dict[str, tuple[int, int]] = {}
         self._directory = directory
         self._servers = source, hub
         self._stack = ExitStack()
@@ -113,7 +65,7 @@ class Bench:
         self._proxies = tuple(self._stack.enter_context(Proxy(server.port)) for server in self._servers)
         self._writers[0].execute(self.schema.source.encode())
         if not self.schema.changing:
-            self._writers[0].execute(_COUNTED.encode())
+            self._writers[0].execute(COUNTED.encode())
         if self.schema.streamed:
             name = sql.Identifier(databases[0])
             memory = sql.SQL("ALTER DATABASE {} SET logical_decoding_work_mem = '64kB'")
@@ -147,6 +99,7 @@ class Bench:
         """From the beginning to its end. Raises Diverged, and the errors that stop a pipeline."""
         self.histories += 1
         self._reset(history)
+        comparison = Comparison(self.schema, self._writers[0], self._hub, self._line)
         for phase in history.phases:
             for transaction in phase.before:
                 self._transact(transaction)
@@ -155,8 +108,7 @@ class Bench:
             if late:  # what took place meanwhile, or was not flushed yet, is beyond where that run went
                 self._writers[0].execute("SELECT pg_logical_emit_message(true, 'test', 'flushed with all before it')")
                 self._run(Phase())
-            self._compare()
-            self._compare_counts(copying=copying)
+            self.counted += comparison.hold(copying=copying)
         if history.verify:
             report = self._line.verify()
             if report.differing or report.unsettled:
@@ -167,7 +119,6 @@ class Bench:
         if self.schema.changing and self.histories > 1:
             self.close()
             self._open()
-        self._counts.clear()
         line = self._line
         text = line.path.read_text("utf-8").split("snapshot:")[0]
         routes = self.schema.routes
@@ -283,71 +234,6 @@ class Bench:
         if parse_lsn(confirmed) > parse_lsn(durable):
             raise Diverged(f"{confirmed} was acknowledged, {durable} is durable")
 
-    # ---- what must hold --------------------------------------------------------------------------------------
-
-    def _compare(self) -> None:
-        for there, here in self._equal():
-            should = self._writers[0].execute(there.encode()).fetchall()
-            rows = self._hub.execute(here.encode()).fetchall()
-            if rows != should:
-                lacking, extra = _less(should, rows), _less(rows, should)
-                raise Diverged(f"{here}: the hub lacks {_short(lacking)} and has {_short(extra)} instead")
-        sums = self._hub.execute(
-            "SELECT seen, upserted + deleted + superseded + filtered + quarantined FROM towline.ledger"
-        ).fetchall()
-        if any(seen != accounted for seen, accounted in sums):
-            raise Diverged(f"the ledger does not balance: {sums}")
-        if self.schema.refused:
-            self._compare_set_aside()
-
-    def _compare_set_aside(self) -> None:
-        """Just the rows that the target refuses are in the quarantine, each as the source has it now."""
-        (table,) = self.schema.tables
-        rows = self._writers[0].execute(
-            f"SELECT id::text, (SELECT json_object_agg(key, value) FROM jsonb_each_text(to_jsonb(t))) FROM {table} t"
-            f" WHERE {self.schema.refused}".encode()
-        )
-        should: dict[str, dict[str, str | None]] = dict(rows.fetchall())
-        kept = {key: (row, not_sent) for key, row, not_sent in self._hub.execute(_NEWEST)}
-        if kept.keys() != should.keys():
-            raise Diverged(f"set aside are {sorted(kept)}, to be refused {sorted(should)}")
-        for key, (row, not_sent) in kept.items():
-            if row is None or row != {name: value for name, value in should[key].items() if name not in not_sent}:
-                raise Diverged(f"set aside is {str(row)[:300]} without {not_sent}, not {str(should[key])[:300]}")
-
-    def _compare_counts(self, *, copying: bool) -> None:
-        """What the ledger has seen since the last time is what the source's own triggers counted of what committed.
-
-        While a table is copied, changes of rows that are still to be copied are not seen, and it is not more than both.
-        Not where columns change: what is read again is seen again.
-        """
-        if self.schema.changing:
-            return
-        tables = {spec.name: spec.source.name for spec in self._line.config.specs()}
-        changed: dict[str, int] = dict(
-            self._writers[0].execute("SELECT name, sum(rows) FROM counted.change GROUP BY 1").fetchall()
-        )
-        for route, seen, copied in self._hub.execute(_SEEN).fetchall():
-            counts = seen, changed.get(tables.get(route, route.partition(".")[2]), 0)
-            before = self._counts.get(route, (0, 0))
-            self._counts[route] = counts
-            came, should = counts[0] - before[0], counts[1] - before[1] + (copied if copying else 0)
-            if came > should or (came < should and not copying):
-                raise Diverged(f"the ledger has seen {came} rows of {route}, of {should}, {copied} copied: {copying}")
-            self.counted += should if not copying else 0
-
-    def _equal(self) -> list[tuple[str, str]]:
-        """The queries, with the columns that the source's table has now."""
-        if not self.schema.changing:
-            return list(self.schema.equal)
-        rows = self._writers[0].execute(
-            "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
-            " AND NOT attisdropped ORDER BY attname",
-            (self.schema.tables[0],),
-        )
-        columns = ", ".join(name for (name,) in rows)
-        return [(there.format(columns=columns), here.format(columns=columns)) for there, here in self.schema.equal]
-
 
 class _Telling:
     """What the loop's points set off in one phase. Used by the loop's thread, and by no other while that runs."""
@@ -397,11 +283,3 @@ class _Telling:
 
 def _names(tables: tuple[str, ...]) -> sql.Composable:
     return sql.SQL(", ").join(sql.Identifier(*table.split(".")) for table in tables)
-
-
-def _less(these: list[tuple[Any, ...]], those: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    return list((Counter(these) - Counter(those)).elements())
-
-
-def _short(rows: list[tuple[Any, ...]]) -> str:
-    return ", ".join(str(row)[:200] for row in rows[:5]) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")

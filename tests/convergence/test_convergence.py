@@ -39,7 +39,7 @@ def cases() -> list[object]:
 
 @pytest.mark.parametrize("bench", cases(), indirect=True)
 def test_histories_converge(bench: Bench) -> None:
-    """Row for row after every run, whatever the faults; nothing is acknowledged before it is durable; books balance and agree with the source's own."""
+    """Row for row after every run, whatever the faults; nothing is acknowledged too early; the books agree."""
 
     @settings(
         derandomize=True,

@@ -167,6 +167,7 @@ def rows_of(pieces: Sequence[Piece]) -> list[Row]:
     for number, piece in enumerate(pieces):
         in_piece = []
         for rows in piece.rowsets:
+            assert sorted(rows.order.tolist()) == rows.order.tolist()
             for row in range(len(rows)):
                 moved = rows.moved.get(row)
                 in_piece.append(

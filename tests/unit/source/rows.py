@@ -49,7 +49,8 @@ class Row(NamedTuple):
 
 
 def rows_of(rows: RowSet) -> list[Row]:
-    """The rows of a row set."""
+    """The rows of a row set, whose numbers must ascend: what applies it takes the last row of a key for the newest."""
+    assert sorted(rows.order.tolist()) == rows.order.tolist()
     return [
         Row(
             int(rows.ops[row]),

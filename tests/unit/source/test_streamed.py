@@ -9,9 +9,9 @@ from contextlib import suppress
 import pytest
 
 from tests.unit.source.capture import read
-from tests.unit.source.rows import Change, changes, relation
+from tests.unit.source.rows import Change, Row, changes, relation, rows_of
 from tests.unit.source.test_pgoutput import EXPECTED, SMALL, B, C, I, R, decode, ins, routed
-from towline.change import Format, Piece, Relation
+from towline.change import DELETE, INSERT, UPDATE, Format, Piece, Relation
 from towline.errors import SourceTableChanged, SourceTruncated, StreamMalformed
 from towline.source.postgres.gather import Gatherer, TupleBatch
 from towline.source.postgres.routed import Routed
@@ -95,6 +95,7 @@ def of(xid: int, message: bytes) -> bytes:
 
 ID, V, MORE = ("id", 23, 1), ("v", 25, 0), ("more", 23, 0)
 T = R(ID, V)
+OID = T[1:5]
 
 
 def row(n: int, v: str = "x") -> bytes:
@@ -273,6 +274,20 @@ def test_rows_of_one_layout_from_both_sides() -> None:
     pieces = streamed([S(7), of(7, T), of(7, row(1)), b"E", commit(7, 300), B, row(2), C])
     assert len(pieces) == 1
     assert ids(pieces) == [1, 2]
+
+
+def test_rows_in_order_whatever_their_descriptions() -> None:
+    """A streamed transaction between two whole ones brings its own description of their table."""
+    part = [S(7), of(7, T), of(7, row(5, "streamed")), b"E"]
+    moved = b"U" + OID + b"K\0\2t\0\0\0\0015n" + b"N\0\2t\0\0\0\0016u"  # a key changes, a value is unchanged
+    (piece,) = streamed([*part, B, T, row(1, "one"), C, commit(7, 600), B, moved, C])
+    (rows,) = piece.rowsets
+    assert rows_of(rows) == [
+        Row(INSERT, (b"1", b"one"), 0, 0, 0, None),
+        Row(INSERT, (b"5", b"streamed"), 1, 0, 0, None),
+        Row(DELETE, (b"5", None), 2, 0, 0, None),
+        Row(UPDATE, (b"6", None), 2, 2, 0, 2),
+    ]
 
 
 # ---- Wrong ones -----------------------------------------------------------------------------------------------

@@ -281,9 +281,8 @@ class Gatherer(Generic[B]):
         rowsets: dict[int, list[RowSet]] = {}  # by the identity of the relation, which is slow to hash
         for batch in batches:
             rowsets.setdefault(id(batch.relation), []).append(batch.row_set())
-        piece = Piece(
-            tuple(map(_join, rowsets.values())), tuple(transactions), end, tuple(self._truncated), self.received
-        )
+        joined = tuple(_in_order(_join(parts)) for parts in rowsets.values())
+        piece = Piece(joined, tuple(transactions), end, tuple(self._truncated), self.received)
         self.active.clear()
         self._truncated = []
         self._boundary = None
@@ -312,4 +311,26 @@ def _join(parts: Sequence[RowSet]) -> RowSet:
         missing,
         unknown,
         moved,
+    )
+
+
+def _in_order(rows: RowSet) -> RowSet:
+    """The changes in the order in which they came.
+
+    Batches of one relation overlap where a table goes by several descriptions: a transaction that was sent while it was
+    under way brings its own, and so does each partition.
+    """
+    if bool(np.all(rows.order[1:] >= rows.order[:-1])):
+        return rows
+    came = np.argsort(rows.order, kind="stable")  # the DELETE and the UPDATE of a changed key have the same number
+    place = np.empty_like(came)
+    place[came] = np.arange(len(came))
+    return RowSet(
+        rows.relation,
+        rows.rows.take(came),
+        rows.ops[came],
+        rows.order[came],
+        {int(place[row]): mask for row, mask in rows.missing.items()},
+        {int(place[row]): mask for row, mask in rows.unknown.items()},
+        {int(place[row]): int(place[old]) for row, old in rows.moved.items()},
     )

@@ -15,6 +15,9 @@ from towline.source import Tables
 
 log = logging.getLogger(__name__)
 
+#: How long the source may take to say how it is (seconds): its line may be dead.
+ANSWER = 60.0
+
 
 class Monitor:
     """A thread that samples once a second, and goes on when the source is away: then the lag grows, as it should.
@@ -71,16 +74,17 @@ class Monitor:
                 try:
                     if tables is None:
                         tables = self._connect()
-                    position = tables.position()
-                    if self._stop.is_set():
-                        return
-                    self._clock.sample(time.monotonic(), position)
-                    if turn % self._slot_every == 0:
-                        slot = tables.slot()
-                        self._confirmed = slot.confirmed
-                        self._metrics.slot(slot.retained_bytes, slot.restart)
-                        self._restart(slot.restart)
-                    self._look(tables)
+                    with tables.within(ANSWER):
+                        position = tables.position()
+                        if self._stop.is_set():
+                            return
+                        self._clock.sample(time.monotonic(), position)
+                        if turn % self._slot_every == 0:
+                            slot = tables.slot()
+                            self._confirmed = slot.confirmed
+                            self._metrics.slot(slot.retained_bytes, slot.restart)
+                            self._restart(slot.restart)
+                        self._look(tables)
                 except TowlineError as error:
                     event(log, logging.DEBUG, "source_not_sampled", code=error.code)
                     if tables is not None:

@@ -12,7 +12,7 @@ from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from tests.support.proxy import Proxy
 from tests.support.wait import until
-from towline import lookout
+from towline import lookout, monitor
 from towline.demo.server import Server
 from towline.errors import SourceUnavailable, TargetUnavailable
 from towline.source.postgres import stream
@@ -65,20 +65,32 @@ def test_a_dead_line_to_the_source_is_noticed(
         assert direct.same("t", "replica.t") == 2
 
 
-@pytest.mark.parametrize("up", [True, False], ids=["both ways", "towards the daemon"])
+@pytest.mark.parametrize(
+    ("up", "sources"),
+    [(True, False), (False, False), (True, True)],
+    ids=["both ways", "towards the daemon", "both lines"],
+)
 def test_a_dead_line_to_the_target_is_noticed(
-    up: bool, pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    up: bool,
+    sources: bool,
+    pg18: Server,
+    hub18: Server,
+    new_database: NewDatabase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever is lost on it, statement or answer: the target says on another line that it has nothing to do, and the
-    daemon gives the dead one up. Meanwhile the lag grows. The next attempt ends the session that was left behind.
+    daemon gives the dead one up. Meanwhile the lag grows. The next attempt ends the session that was left behind. The
+    line to the source may be as dead.
     """
     source, hub = new_database(pg18), new_database(hub18)
     raised: list[TargetUnavailable] = []
     stop = threading.Event()
     monkeypatch.setattr(lookout, "SILENCE", 3.0)
     monkeypatch.setattr(lookout, "ANSWER", 1.0)
-    with Proxy(hub18.port) as proxy:
-        line = Line.make(tmp_path, source, proxy.dsn(hub), ROUTES)
+    monkeypatch.setattr(monitor, "ANSWER", 1.0)
+    with Proxy(hub18.port) as proxy, Proxy(pg18.port) as before:
+        line = Line.make(tmp_path, before.dsn(source), proxy.dsn(hub), ROUTES)
         line.at_source("CREATE TABLE t (id int PRIMARY KEY)")
         line.apply()
         direct = Line(source, hub, line.path, line.metrics)
@@ -103,6 +115,8 @@ def test_a_dead_line_to_the_target_is_noticed(
             proxy.deaden(up=up)
             direct.at_source("INSERT INTO t VALUES (2)")
             until(lambda: lag() > 1.5, 10)
+            if sources:
+                before.deaden()
             thread.join(20)
             assert not thread.is_alive(), "it waits for a line that is dead"
             assert raised
@@ -111,6 +125,7 @@ def test_a_dead_line_to_the_target_is_noticed(
         finally:
             stop.set()
             proxy.cut()
+            before.cut()
             thread.join(20)
         assert direct.same("t", "replica.t") == 2
 

@@ -23,6 +23,7 @@ thread receives; keepalives are answered by the reader, with the acknowledged po
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -177,6 +178,9 @@ class Tables(Protocol):
 
     def count_keys(self, relation: Relation, began: Callable[[Visibility], None]) -> KeyCount:
         """The sum over all keys of the table, in one snapshot: a scan. ``began`` is told the snapshot before it."""
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        """End the connection when the block takes longer than that: what is asked in it is answered at once."""
 
     def close(self) -> None:
         """End the connection."""

@@ -22,7 +22,7 @@ from psycopg.sql import Composable
 from towline.change import Chunk, Cursor, Format, Relation, Visibility
 from towline.errors import NotSetUp, SourceQueryFailed, SourceTableChanged
 from towline.frame import Frame
-from towline.postgres import catalog, session, statements
+from towline.postgres import catalog, line, session, statements
 from towline.source import Identity, KeyCount, SlotState
 from towline.source.postgres import identity, key_count, look, published, rows
 from towline.source.postgres.high import High, Look
@@ -63,6 +63,12 @@ class PostgresTables:
         self._orders: dict[tuple[TableName, tuple[str, ...]], KeyOrder] = {}
         self._connection = session.connect(dsn, application_name=f"towline {slot}", side="source")
         self._high = High(self._flushed, self._writer_delay)
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """See the contract."""
+        with line.within(self._connection, seconds):
+            yield
 
     # ---- The server ----------------------------------------------------------------------------------------------
 

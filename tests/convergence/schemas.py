@@ -403,6 +403,18 @@ def _renamed(*pairs: tuple[int, str]) -> Sql:
     )
 
 
+#: From one type to the next, and never back: values that are rewritten while the type stays leave no trace.
+_RETYPED = """
+DO $$ BEGIN
+  CASE (SELECT atttypmod FROM pg_attribute WHERE attrelid = 'item'::regclass AND attname = 'w')
+    WHEN 14 THEN ALTER TABLE item ALTER w TYPE varchar(20);
+    WHEN 24 THEN ALTER TABLE item ALTER w TYPE varchar(30) USING '<' || w;
+    WHEN 34 THEN ALTER TABLE item ALTER w TYPE text USING upper(w);
+    ELSE NULL;
+  END CASE;
+END $$
+"""
+
 CHANGING = Schema(
     "columns that come, go, change their names and types",
     source="CREATE TABLE item (id int PRIMARY KEY, v text, a int, b int, w varchar(10))",
@@ -428,10 +440,7 @@ CHANGING = Schema(
             n=KEYS,
         ),
         _sql("UPDATE item SET w = 'w{n}' WHERE id = {key}", n=KEYS, key=KEYS),
-        _sql(
-            "ALTER TABLE item ALTER w TYPE {kind}",
-            kind=_pick(("varchar(20)", "text", "varchar(10) USING left('<' || w, 10)", "text USING upper(w)")),
-        ),
+        st.just(_RETYPED),
     ),
     equal=(("SELECT {columns} FROM public.item ORDER BY id", "SELECT {columns} FROM replica.item ORDER BY id"),),
     tables=("item",),

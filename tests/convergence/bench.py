@@ -15,7 +15,7 @@ from psycopg import sql
 
 from tests.convergence.comparison import COUNTED, Comparison, Diverged
 from tests.convergence.histories import Cut, History, Kill, Meanwhile, Phase, Transaction
-from tests.convergence.schemas import Schema
+from tests.convergence.schema import Schema
 from tests.support.databases import create_database, drop_database
 from tests.support.line import Line
 from tests.support.proxy import Proxy

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from tests.convergence.schemas import Schema
+from tests.convergence.schema import Schema
 from tests.support.line import Line
 
 #: Counts the changes of every table in a schema that no route is from; a change of key counts twice, as in the ledger.

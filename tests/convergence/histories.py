@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from tests.convergence.schemas import Schema
+from tests.convergence.schema import Schema
 from towline.pipeline import POINTS
 
 #: How a transaction ends. 'held': it stays open, in a session of its own, until the loop has passed a few more points.

@@ -1,67 +1,19 @@
-"""The schemas that histories are made for: tables, routes, what may be done to them, and what must be equal."""
+"""The schemas that histories are made for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hypothesis import strategies as st
-from hypothesis.strategies import SearchStrategy
 
-Sql = SearchStrategy[str]
-
-#: Values are written as SQL, so that PostgreSQL is the only one to interpret them.
-TEXTS = ("NULL", "''", "'a'", "'b'", "'ü €'", "repeat('long ', 900)", "repeat('other ', 900)")
-NUMBERS = ("NULL", "0", "1.0", "1.00", "-12.5", "'NaN'", "'Infinity'", "1e20")
-FLOATS = ("NULL", "0", "'-0'", "1e-7", "'NaN'", "'-Infinity'", "0.1")
-CODES = ("NULL", "'w'", "'x'", "'y'", "'z'")
-KEYS = st.integers(1, 6)
-
-
-@dataclass(frozen=True)
-class Schema:
-    """``source`` and ``hub``: scripts that make the tables. ``fill``: the first rows, for ``{rows}`` of them.
-
-    ``equal``: queries at the source and at the hub that must give the same rows. ``tables``, ``copies``: what to empty
-    between histories. ``max_rows``: how large pieces may be. ``changing``: operations change the tables, so that
-    each history has databases of its own; ``{columns}`` in what is to be equal stands for the source's columns.
-    ``more``: of the pipeline file. ``streamed``: transactions beyond 64 kB are sent while they are under way.
-    ``refused``: the rows of the one table, with the key ``id``, that the target refuses, as a condition.
-    """
-
-    name: str
-    source: str
-    routes: str
-    fill: str
-    operations: Sql
-    equal: tuple[tuple[str, str], ...]
-    tables: tuple[str, ...]
-    copies: tuple[str, ...]
-    hub: str = "SELECT"
-    plugins: tuple[str, ...] = ("pgoutput", "wal2json")
-    max_rows: tuple[int, ...] = (20_000, 1, 3)
-    changing: bool = False
-    more: str = ""
-    streamed: bool = False
-    refused: str = ""
-
-
-def _pick(values: Sequence[str]) -> Sql:
-    return st.sampled_from(values)
-
-
-def _sql(template: str, **parts: SearchStrategy[object]) -> Sql:
-    return st.fixed_dictionaries(parts).map(lambda drawn: template.format(**drawn))
-
-
-def _same(*tables: str) -> tuple[tuple[str, str], ...]:
-    query = "SELECT t::text FROM {}.{} t ORDER BY 1"
-    return tuple((query.format("public", table), query.format("replica", table)) for table in tables)
+from tests.convergence.changing import CHANGING
+from tests.convergence.schema import CODES, FLOATS, KEYS, NUMBERS, TEXTS, Schema, Sql, drawn, pick, same
 
 
 def _set(table: str, key: str, **columns: Sequence[str]) -> list[Sql]:
     return [
-        _sql(f"UPDATE {table} SET {column} = {{value}} WHERE {key} = {{key}}", value=_pick(values), key=KEYS)
+        drawn(f"UPDATE {table} SET {column} = {{value}} WHERE {key} = {{key}}", value=pick(values), key=KEYS)
         for column, values in columns.items()
     ]
 
@@ -78,31 +30,31 @@ _ROUTES = "  - {from: public.*, into: replica.*, on_truncate: delete}"
 def _keyed(table: str) -> list[Sql]:
     """For tables of id, code (unique), note (out of line), amount, ratio."""
     return [
-        _sql(
+        drawn(
             f"INSERT INTO {table} VALUES ({{key}}, {{code}}, {{note}}, {{amount}}, {{ratio}}) ON CONFLICT DO NOTHING",
-            **{"key": KEYS, "code": _pick(CODES), "note": _pick(TEXTS)},
-            **{"amount": _pick(NUMBERS), "ratio": _pick(FLOATS)},
+            **{"key": KEYS, "code": pick(CODES), "note": pick(TEXTS)},
+            **{"amount": pick(NUMBERS), "ratio": pick(FLOATS)},
         ),
         *_set(table, "id", code=CODES, note=TEXTS, amount=NUMBERS, ratio=FLOATS),
-        _sql(f"UPDATE {table} SET id = {{to}} WHERE id = {{key}}", key=KEYS, to=KEYS),
-        _sql(
-            f"UPDATE {table} SET id = {{to}}, note = {{note}} WHERE id = {{key}}", key=KEYS, to=KEYS, note=_pick(TEXTS)
+        drawn(f"UPDATE {table} SET id = {{to}} WHERE id = {{key}}", key=KEYS, to=KEYS),
+        drawn(
+            f"UPDATE {table} SET id = {{to}}, note = {{note}} WHERE id = {{key}}", key=KEYS, to=KEYS, note=pick(TEXTS)
         ),
-        _sql(
-            f"UPDATE {table} SET id = {{to}}, code = {{code}} WHERE id = {{key}}", key=KEYS, to=KEYS, code=_pick(CODES)
+        drawn(
+            f"UPDATE {table} SET id = {{to}}, code = {{code}} WHERE id = {{key}}", key=KEYS, to=KEYS, code=pick(CODES)
         ),
-        _sql(f"DELETE FROM {table} WHERE id = {{key}}", key=KEYS),
-        _sql(_SWAP.replace("{table}", table), a=KEYS, b=KEYS),
-        _sql(f"UPDATE {table} SET amount = amount + {{more}}", more=st.integers(0, 3)),
-        _sql(f"UPDATE {table} SET id = -id WHERE id > {{key}}", key=KEYS),
-        _sql(
+        drawn(f"DELETE FROM {table} WHERE id = {{key}}", key=KEYS),
+        drawn(_SWAP.replace("{table}", table), a=KEYS, b=KEYS),
+        drawn(f"UPDATE {table} SET amount = amount + {{more}}", more=st.integers(0, 3)),
+        drawn(f"UPDATE {table} SET id = -id WHERE id > {{key}}", key=KEYS),
+        drawn(
             f"INSERT INTO {table} SELECT n, 'c' || n, {{note}} FROM generate_series(100, {{last}}) n"
             " ON CONFLICT DO NOTHING",
-            note=_pick(TEXTS),
+            note=pick(TEXTS),
             last=st.sampled_from((101, 110, 400)),
         ),
-        _sql(f"DELETE FROM {table} WHERE id >= {{first}}", first=st.sampled_from((100, 105))),
-        _sql(f"TRUNCATE {table}"),
+        drawn(f"DELETE FROM {table} WHERE id >= {{first}}", first=st.sampled_from((100, 105))),
+        drawn(f"TRUNCATE {table}"),
     ]
 
 
@@ -124,7 +76,7 @@ KEYED = Schema(
     routes=_ROUTES,
     fill=_KEYED_FILL.format(table="item"),
     operations=st.one_of(_keyed("item")),
-    equal=_same("item"),
+    equal=same("item"),
     tables=("item",),
     copies=("replica.item",),
 )
@@ -141,15 +93,15 @@ STREAMED = replace(
     name="transactions sent while they are under way",
     operations=st.one_of(
         *_keyed("item"),
-        _sql(
+        drawn(
             "INSERT INTO item SELECT n, NULL, repeat(md5(n::text), {times})"
             " FROM generate_series({first}, {first} + 350) n ON CONFLICT DO NOTHING",
             times=st.sampled_from((8, 100)),
             first=st.sampled_from((100, 300, 1000)),
         ),
-        _sql("UPDATE item SET note = note || {more}, amount = {amount}", more=_pick(TEXTS), amount=_pick(NUMBERS)),
-        _sql("UPDATE item SET id = id + 2000 WHERE id BETWEEN {first} AND 2000", first=st.sampled_from((1, 100, 400))),
-        _sql("DELETE FROM item WHERE id % 2 = {rest} AND id >= 100", rest=st.integers(0, 1)),
+        drawn("UPDATE item SET note = note || {more}, amount = {amount}", more=pick(TEXTS), amount=pick(NUMBERS)),
+        drawn("UPDATE item SET id = id + 2000 WHERE id BETWEEN {first} AND 2000", first=st.sampled_from((1, 100, 400))),
+        drawn("DELETE FROM item WHERE id % 2 = {rest} AND id >= 100", rest=st.integers(0, 1)),
     ),
     plugins=("pgoutput",),
     streamed=True,
@@ -176,28 +128,28 @@ FAMILY = Schema(
         INSERT INTO line SELECT n, m, 'v' FROM generate_series(1, {rows}) n, generate_series(1, 2) m
     """,
     operations=st.one_of(
-        _sql("INSERT INTO party VALUES ({key}, {code}) ON CONFLICT DO NOTHING", key=KEYS, code=_pick(CODES)),
-        _sql("INSERT INTO sale VALUES ({key}, {party}, 'new') ON CONFLICT DO NOTHING", key=KEYS, party=KEYS),
-        _sql("INSERT INTO line VALUES ({sale}, {n}, 'new') ON CONFLICT DO NOTHING", sale=KEYS, n=KEYS),
-        _sql(
+        drawn("INSERT INTO party VALUES ({key}, {code}) ON CONFLICT DO NOTHING", key=KEYS, code=pick(CODES)),
+        drawn("INSERT INTO sale VALUES ({key}, {party}, 'new') ON CONFLICT DO NOTHING", key=KEYS, party=KEYS),
+        drawn("INSERT INTO line VALUES ({sale}, {n}, 'new') ON CONFLICT DO NOTHING", sale=KEYS, n=KEYS),
+        drawn(
             "WITH p AS (INSERT INTO party VALUES ({key}) ON CONFLICT DO NOTHING RETURNING id)"
             " INSERT INTO sale SELECT id, id, 'both' FROM p ON CONFLICT DO NOTHING",
             key=KEYS,
         ),
-        _sql("DELETE FROM party WHERE id = {key}", key=KEYS),
-        _sql("DELETE FROM sale WHERE id = {key}", key=KEYS),
-        _sql("DELETE FROM line WHERE n = {key}", key=KEYS),
-        _sql("UPDATE party SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
-        _sql("UPDATE sale SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
-        _sql("UPDATE sale SET party = {to} WHERE id = {key}", key=KEYS, to=KEYS),
-        _sql("UPDATE line SET sale = {to} WHERE sale = {key} AND n = 1", key=KEYS, to=KEYS),
-        _sql("UPDATE sale SET party = NULL"),
+        drawn("DELETE FROM party WHERE id = {key}", key=KEYS),
+        drawn("DELETE FROM sale WHERE id = {key}", key=KEYS),
+        drawn("DELETE FROM line WHERE n = {key}", key=KEYS),
+        drawn("UPDATE party SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        drawn("UPDATE sale SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        drawn("UPDATE sale SET party = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        drawn("UPDATE line SET sale = {to} WHERE sale = {key} AND n = 1", key=KEYS, to=KEYS),
+        drawn("UPDATE sale SET party = NULL"),
         *_set("party", "id", code=CODES),
-        _sql(_SWAP.replace("{table}", "party"), a=KEYS, b=KEYS),
-        _sql("TRUNCATE party CASCADE"),
-        _sql("TRUNCATE line"),
+        drawn(_SWAP.replace("{table}", "party"), a=KEYS, b=KEYS),
+        drawn("TRUNCATE party CASCADE"),
+        drawn("TRUNCATE line"),
     ),
-    equal=_same("party", "sale", "line"),
+    equal=same("party", "sale", "line"),
     tables=("party", "sale", "line"),
     copies=("replica.party", "replica.sale", "replica.line"),
 )
@@ -227,23 +179,23 @@ COMPOSITE = Schema(
     routes=_ROUTES,
     fill="INSERT INTO part (b, a, kind) SELECT 'b' || n % 3, n, 'open' FROM generate_series(1, {rows}) n",
     operations=st.one_of(
-        _sql(
+        drawn(
             "INSERT INTO part (b, a, kind, numbers, at) VALUES ({b}, {a}, {kind}, {numbers}, {at})"
             " ON CONFLICT DO NOTHING",
-            **{"b": _pick(("'b0'", "'b1'", "''")), "a": KEYS, "kind": _pick(_KINDS)},
-            **{"numbers": _pick(_ARRAYS), "at": _pick(_TIMES)},
+            **{"b": pick(("'b0'", "'b1'", "''")), "a": KEYS, "kind": pick(_KINDS)},
+            **{"numbers": pick(_ARRAYS), "at": pick(_TIMES)},
         ),
         *_set("part", "a", kind=_KINDS, numbers=_ARRAYS, at=_TIMES, n=("NULL", "7"), raw=("NULL", r"'\x00ff'", "''")),
-        _sql("UPDATE part SET a = {to} WHERE a = {key}", key=KEYS, to=KEYS),
-        _sql("UPDATE part SET b = {to} WHERE a = {key}", key=KEYS, to=_pick(("'b0'", "'b2'", "'é'"))),
-        _sql("UPDATE part SET id = id + 100 WHERE a = {key}", key=KEYS),
-        _sql("DELETE FROM part WHERE a = {key}", key=KEYS),
-        _sql("DELETE FROM part WHERE a = {key} AND b = 'b1'", key=KEYS),
-        _sql("INSERT INTO part (b, a) SELECT 'm', n FROM generate_series(100, 300) n ON CONFLICT DO NOTHING"),
-        _sql("UPDATE part SET numbers = numbers || a"),
-        _sql("TRUNCATE part"),
+        drawn("UPDATE part SET a = {to} WHERE a = {key}", key=KEYS, to=KEYS),
+        drawn("UPDATE part SET b = {to} WHERE a = {key}", key=KEYS, to=pick(("'b0'", "'b2'", "'é'"))),
+        drawn("UPDATE part SET id = id + 100 WHERE a = {key}", key=KEYS),
+        drawn("DELETE FROM part WHERE a = {key}", key=KEYS),
+        drawn("DELETE FROM part WHERE a = {key} AND b = 'b1'", key=KEYS),
+        drawn("INSERT INTO part (b, a) SELECT 'm', n FROM generate_series(100, 300) n ON CONFLICT DO NOTHING"),
+        drawn("UPDATE part SET numbers = numbers || a"),
+        drawn("TRUNCATE part"),
     ),
-    equal=_same("part"),
+    equal=same("part"),
     tables=("part",),
     copies=("replica.part",),
 )
@@ -258,16 +210,16 @@ PARTITIONED = Schema(
     routes="  - {from: public.event, into: replica.event, on_truncate: delete}",
     fill="INSERT INTO event SELECT n, n, 'n' FROM generate_series(1, {rows}) n",
     operations=st.one_of(
-        _sql("INSERT INTO event VALUES ({id}, {day}, 'new') ON CONFLICT DO NOTHING", id=KEYS, day=KEYS),
-        _sql("UPDATE event SET day = {to} WHERE id = {key}", key=KEYS, to=KEYS),
-        _sql("UPDATE event SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        drawn("INSERT INTO event VALUES ({id}, {day}, 'new') ON CONFLICT DO NOTHING", id=KEYS, day=KEYS),
+        drawn("UPDATE event SET day = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        drawn("UPDATE event SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
         *_set("event", "day", note=TEXTS),
-        _sql("UPDATE event SET day = day + 1"),
-        _sql("DELETE FROM event WHERE day = {key}", key=KEYS),
-        _sql("INSERT INTO event SELECT n, n % 8, 'm' FROM generate_series(100, 300) n ON CONFLICT DO NOTHING"),
-        _sql("TRUNCATE event"),
+        drawn("UPDATE event SET day = day + 1"),
+        drawn("DELETE FROM event WHERE day = {key}", key=KEYS),
+        drawn("INSERT INTO event SELECT n, n % 8, 'm' FROM generate_series(100, 300) n ON CONFLICT DO NOTHING"),
+        drawn("TRUNCATE event"),
     ),
-    equal=_same("event"),
+    equal=same("event"),
     tables=("event",),
     copies=("replica.event",),
 )
@@ -309,18 +261,18 @@ SELECTED = Schema(
     fill="INSERT INTO sale SELECT n, n % 4, n, (ARRAY['draft', 'open'])[1 + n % 2], repeat('n', n * 700)"
     " FROM generate_series(1, {rows}) n",
     operations=st.one_of(
-        _sql(
+        drawn(
             "INSERT INTO sale VALUES ({id}, {party}, {amount}, {state}, {note}) ON CONFLICT DO NOTHING",
-            **{"id": KEYS, "party": st.integers(0, 3), "amount": _pick(NUMBERS)},
-            **{"state": _pick(_KINDS), "note": _pick(TEXTS)},
+            **{"id": KEYS, "party": st.integers(0, 3), "amount": pick(NUMBERS)},
+            **{"state": pick(_KINDS), "note": pick(TEXTS)},
         ),
         *_set("sale", "id", state=_KINDS, amount=NUMBERS, note=TEXTS, party=("NULL", "0", "1", "2", "3")),
-        _sql("UPDATE sale SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
-        _sql("UPDATE sale SET id = {to}, state = {state} WHERE id = {key}", key=KEYS, to=KEYS, state=_pick(_KINDS)),
-        _sql("DELETE FROM sale WHERE id = {key}", key=KEYS),
-        _sql("UPDATE sale SET state = CASE state WHEN 'draft' THEN 'open' ELSE 'draft' END"),
-        _sql("INSERT INTO sale SELECT n, n % 4, n, 'open' FROM generate_series(100, 300) n ON CONFLICT DO NOTHING"),
-        _sql("TRUNCATE sale"),
+        drawn("UPDATE sale SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        drawn("UPDATE sale SET id = {to}, state = {state} WHERE id = {key}", key=KEYS, to=KEYS, state=pick(_KINDS)),
+        drawn("DELETE FROM sale WHERE id = {key}", key=KEYS),
+        drawn("UPDATE sale SET state = CASE state WHEN 'draft' THEN 'open' ELSE 'draft' END"),
+        drawn("INSERT INTO sale SELECT n, n % 4, n, 'open' FROM generate_series(100, 300) n ON CONFLICT DO NOTHING"),
+        drawn("TRUNCATE sale"),
     ),
     equal=(
         (
@@ -357,24 +309,24 @@ REFUSED = Schema(
     more="quarantine: {max_share: 1.0}",
     fill="INSERT INTO item SELECT n, 'f' || n, repeat('f', n % 2 * 2900), n - 2 FROM generate_series(1, {rows}) n",
     operations=st.one_of(
-        _sql(
+        drawn(
             "INSERT INTO item VALUES ({key}, {code}, {note}, {amount}) ON CONFLICT DO NOTHING",
-            **{"key": KEYS, "code": _pick(_LENGTHS), "note": _pick(TEXTS), "amount": _pick(NUMBERS)},
+            **{"key": KEYS, "code": pick(_LENGTHS), "note": pick(TEXTS), "amount": pick(NUMBERS)},
         ),
         *_set("item", "id", code=_LENGTHS, note=TEXTS, amount=NUMBERS),
-        _sql("UPDATE item SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
-        _sql("UPDATE item SET id = {to}, code = {code} WHERE id = {key}", key=KEYS, to=KEYS, code=_pick(_LENGTHS)),
-        _sql("DELETE FROM item WHERE id = {key}", key=KEYS),
-        _sql("UPDATE item SET amount = -amount WHERE id > {key}", key=KEYS),
-        _sql("UPDATE item SET id = -id WHERE id > {key}", key=KEYS),
-        _sql(
+        drawn("UPDATE item SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
+        drawn("UPDATE item SET id = {to}, code = {code} WHERE id = {key}", key=KEYS, to=KEYS, code=pick(_LENGTHS)),
+        drawn("DELETE FROM item WHERE id = {key}", key=KEYS),
+        drawn("UPDATE item SET amount = -amount WHERE id > {key}", key=KEYS),
+        drawn("UPDATE item SET id = -id WHERE id > {key}", key=KEYS),
+        drawn(
             "INSERT INTO item SELECT n, 'c', 'n', n % {each} - 1 FROM generate_series(100, {last}) n"
             " ON CONFLICT DO NOTHING",
             each=st.sampled_from((1, 2, 50)),
             last=st.sampled_from((101, 110, 300)),
         ),
-        _sql("DELETE FROM item WHERE id >= {first}", first=st.sampled_from((100, 105))),
-        _sql("TRUNCATE item"),
+        drawn("DELETE FROM item WHERE id >= {first}", first=st.sampled_from((100, 105))),
+        drawn("TRUNCATE item"),
     ),
     equal=(
         (
@@ -386,66 +338,6 @@ REFUSED = Schema(
     refused=_REFUSED,
     tables=("item",),
     copies=("replica.item",),
-)
-
-#: Names have one type each, so that the target's columns, which stay, can take what comes under them again.
-_INTS, _WORDS = ("a", "b", "e"), ("v", "t", '"C d"')
-_SAME_TYPE = st.sampled_from((_INTS, _WORDS)).flatmap(lambda names: st.permutations(names))
-
-
-def _renamed(*pairs: tuple[int, str]) -> Sql:
-    """Each pair: which of three names of one type, and its new name."""
-    return _SAME_TYPE.map(
-        lambda names: "; ".join(
-            f"ALTER TABLE item RENAME {names[old] if old >= 0 else 'away'} TO {new.format(*names)}"
-            for old, new in pairs
-        )
-    )
-
-
-#: From one type to the next, and never back: values that are rewritten while the type stays leave no trace.
-_RETYPED = """
-DO $$ BEGIN
-  CASE (SELECT atttypmod FROM pg_attribute WHERE attrelid = 'item'::regclass AND attname = 'w')
-    WHEN 14 THEN ALTER TABLE item ALTER w TYPE varchar(20);
-    WHEN 24 THEN ALTER TABLE item ALTER w TYPE varchar(30) USING '<' || w;
-    WHEN 34 THEN ALTER TABLE item ALTER w TYPE text USING upper(w);
-    ELSE NULL;
-  END CASE;
-END $$
-"""
-
-CHANGING = Schema(
-    "columns that come, go, change their names and types",
-    source="CREATE TABLE item (id int PRIMARY KEY, v text, a int, b int, w varchar(10))",
-    hub="CREATE SCHEMA replica; CREATE TABLE replica.item (id int PRIMARY KEY, v text, a int, b int, w text)",
-    routes="  - {from: public.*, into: replica.*, on_truncate: delete, on_schema_change: evolve}",
-    fill="INSERT INTO item SELECT n, 'f' || n, n, -n, 'w' || n FROM generate_series(1, {rows}) n",
-    operations=st.one_of(
-        _sql("INSERT INTO item VALUES ({key}, {v}) ON CONFLICT DO NOTHING", key=KEYS, v=_pick(TEXTS)),
-        _sql("UPDATE item SET v = {v} WHERE id = {key}", key=KEYS, v=_pick(TEXTS)),
-        _sql("UPDATE item SET id = {to} WHERE id = {key}", key=KEYS, to=KEYS),
-        _sql("DELETE FROM item WHERE id = {key}", key=KEYS),
-        _sql("UPDATE item SET {column} = {n} WHERE id = {key}", column=_pick(_INTS), n=st.integers(10, 99), key=KEYS),
-        _sql("UPDATE item SET {column} = {v} WHERE id = {key}", column=_pick(_WORDS), v=_pick(TEXTS), key=KEYS),
-        _sql("ALTER TABLE item ADD {column} text", column=_pick(_WORDS)),
-        _sql("ALTER TABLE item ADD {column} int DEFAULT {n}", column=_pick(_INTS), n=KEYS),
-        _sql("ALTER TABLE item DROP {column}", column=_pick((*_INTS, *_WORDS))),
-        _renamed((0, "{1}")),
-        _renamed((0, "away"), (1, "{0}"), (-1, "{1}")),
-        _renamed((0, "{2}"), (1, "{0}")),
-        _sql(
-            "ALTER TABLE item RENAME {column} TO e; ALTER TABLE item ADD {column} int DEFAULT {n}",
-            column=_pick(("a", "b")),
-            n=KEYS,
-        ),
-        _sql("UPDATE item SET w = 'w{n}' WHERE id = {key}", n=KEYS, key=KEYS),
-        st.just(_RETYPED),
-    ),
-    equal=(("SELECT {columns} FROM public.item ORDER BY id", "SELECT {columns} FROM replica.item ORDER BY id"),),
-    tables=("item",),
-    copies=("replica.item",),
-    changing=True,
 )
 
 SCHEMAS = {

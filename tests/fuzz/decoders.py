@@ -253,7 +253,7 @@ DECODERS: dict[str, Decoded | Parsed | Enveloped | Spooled | Framed] = {
     "pgoutput, binary": Decoded("pgoutput-binary", lambda messages: decode_pgoutput(messages, routed(Format.BINARY))),
     "pgoutput, streamed": Decoded("pgoutput-streamed", _streamed),
     "pgoutput, single messages": Parsed("pgoutput-text"),
-    "walsender's messages": Enveloped("pgoutput-text"),
+    "messages of the walsender": Enveloped("pgoutput-text"),
     "spool": Spooled("pgoutput-streamed"),
     "wal2json": Decoded("wal2json", lambda messages: decode_wal2json(messages, routed(Format.TEXT))),
     "COPY BINARY": Framed(),

@@ -19,3 +19,15 @@ def test_nothing_but_coded_errors(name: str) -> None:
         DECODERS[name].try_one(mutations)
 
     fuzz()
+
+
+@pytest.mark.parametrize(
+    ("name", "mutations"),
+    [
+        # A row that is malformed, in a transaction before the place where the table is found changed.
+        ("messages of the walsender", [("flip a bit", 14, 231, 0), ("flip a bit", 49, 734, 0)]),
+    ],
+)
+def test_what_was_found(name: str, mutations: list[tuple[str, int, int, int]]) -> None:
+    """What long runs have found stays mended."""
+    DECODERS[name].try_one([Mutation(*mutation) for mutation in mutations])

@@ -226,8 +226,7 @@ class PostgresStream:
         try:
             self._read()
         except SourceTableChanged as error:
-            self._hand_over()
-            self._fail(error)
+            self._fail(self._handed_over(error))
         except TowlineError as error:
             self._fail(error)
         finally:  # also of a defect, which then goes on to threading.excepthook
@@ -242,13 +241,20 @@ class PostgresStream:
                 os.close(self._wake_out)
                 self._wake_in = -1
 
-    def _hand_over(self) -> None:
-        """Before the place at which a table has changed, all transactions are whole: they are applied first."""
+    def _handed_over(self, error: TowlineError) -> TowlineError:
+        """Before the place at which a table has changed, all transactions are whole: they are applied first.
+
+        Returns what comes after them: the error, or that of a row among them, which was not looked at before.
+        """
         gatherer = self._gatherer
-        while gatherer.ready:
-            self._push(gatherer.ready.popleft())
-        if (piece := gatherer.cut()) is not None:
-            self._push(piece)
+        try:
+            while gatherer.ready:
+                self._push(gatherer.ready.popleft())
+            if (piece := gatherer.cut()) is not None:
+                self._push(piece)
+        except StreamMalformed as malformed:
+            return malformed
+        return error
 
     def _fail(self, error: TowlineError) -> None:
         with self._changed:

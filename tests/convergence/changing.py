@@ -26,8 +26,7 @@ _RETYPED = """
 DO $$ BEGIN
   CASE (SELECT atttypmod FROM pg_attribute WHERE attrelid = 'item'::regclass AND attname = 'w')
     WHEN 14 THEN ALTER TABLE item ALTER w TYPE varchar(20);
-    WHEN 24 THEN ALTER TABLE item ALTER w TYPE varchar(30) USING '<' || w;
-    WHEN 34 THEN ALTER TABLE item ALTER w TYPE text USING upper(w);
+    WHEN 24 THEN ALTER TABLE item ALTER w TYPE text USING upper(w);
     ELSE NULL;
   END CASE;
 END $$

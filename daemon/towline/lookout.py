@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 
 from towline.config import PipelineConfig
-from towline.errors import TowlineError
+from towline.errors import TargetUnavailable, TowlineError
 from towline.intake import Intake
 from towline.logs import event
 from towline.postgres.line import within
@@ -61,6 +61,7 @@ class Lookout:
         self._target: psycopg.Connection[Any] | None = None
         self._turn = 0
         self.noticed = False
+        self._ended = False
 
     def look(self, tables: Tables) -> None:
         """Compare both ends with what the attempt began with. Raises what the source's session does."""
@@ -122,7 +123,15 @@ class Lookout:
         if self._target is None:
             dsn, name = self._config.target.dsn.get_secret_value(), f"towline {self._config.pipeline} lookout"
             self._target = connect(dsn, application_name=name, side="target", search_path=None)
+            if self._ended:  # the attempt did not wait for the answer of a line that may be dead
+                self.close()
+                raise TargetUnavailable("the attempt has ended")
         return self._target
+
+    def end(self) -> None:
+        """Look no more. May be called from another thread, in the middle of a look."""
+        self._ended = True
+        self.close()
 
     def close(self) -> None:
         """End the session with the target."""

@@ -330,7 +330,7 @@ class Replication:
         self._metrics.quarantine(target.quarantined)
 
         lookout = Lookout(config, intake, pipeline.stop, target)
-        stack.callback(lookout.close)
+        stack.callback(lookout.end)
 
         def restart_position(position: int) -> None:
             if self._spooling.resumes(position):

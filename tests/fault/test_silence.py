@@ -14,10 +14,19 @@ from tests.support.proxy import Proxy
 from tests.support.wait import until
 from towline import lookout, monitor
 from towline.demo.server import Server
-from towline.errors import SourceUnavailable, TargetUnavailable
+from towline.errors import SourceUnavailable, TargetUnavailable, TowlineError
+from towline.replication import Replication
 from towline.source.postgres import stream
 
 ROUTES = "  - {from: public.*, into: replica.*}"
+
+
+def until_unavailable(attempt: Replication, raised: list[TowlineError]) -> None:
+    """Run the attempt until an end is given up, in a thread."""
+    try:
+        attempt.run(until_caught_up=False)
+    except (SourceUnavailable, TargetUnavailable) as error:
+        raised.append(error)
 
 
 @pytest.mark.parametrize("up", [True, False], ids=["both ways", "towards the daemon"])
@@ -30,7 +39,7 @@ def test_a_dead_line_to_the_source_is_noticed(
     nothing, and ends the session: `wal_sender_timeout`.)
     """
     source, hub = new_database(pg18), new_database(hub18)
-    raised: list[SourceUnavailable] = []
+    raised: list[TowlineError] = []
     stop = threading.Event()
     with Proxy(pg18.port) as proxy:
         line = Line.make(tmp_path, proxy.dsn(source), hub, ROUTES)
@@ -42,13 +51,7 @@ def test_a_dead_line_to_the_source_is_noticed(
         monkeypatch.setattr(stream, "SILENCE", 1.0)
         attempt = line.replication(stop.is_set)
 
-        def run() -> None:
-            try:
-                attempt.run(until_caught_up=False)
-            except SourceUnavailable as error:
-                raised.append(error)
-
-        thread = threading.Thread(target=run)
+        thread = threading.Thread(target=until_unavailable, args=(attempt, raised))
         thread.start()
         try:
             until(lambda: direct.at_hub("SELECT id FROM replica.t") == [(1,)])
@@ -56,7 +59,7 @@ def test_a_dead_line_to_the_source_is_noticed(
             direct.at_source("INSERT INTO t VALUES (2)")
             thread.join(20)
             assert not thread.is_alive(), "it waits for a line that is dead"
-            assert raised and "has sent nothing" in raised[0].detail
+            assert isinstance(raised[0], SourceUnavailable) and "has sent nothing" in raised[0].detail
         finally:
             stop.set()
             proxy.release()
@@ -84,7 +87,7 @@ def test_a_dead_line_to_the_target_is_noticed(
     line to the source may be as dead.
     """
     source, hub = new_database(pg18), new_database(hub18)
-    raised: list[TargetUnavailable] = []
+    raised: list[TowlineError] = []
     stop = threading.Event()
     monkeypatch.setattr(lookout, "SILENCE", 3.0)
     monkeypatch.setattr(lookout, "ANSWER", 1.0)
@@ -96,17 +99,11 @@ def test_a_dead_line_to_the_target_is_noticed(
         direct = Line(source, hub, line.path, line.metrics)
         attempt = line.replication(stop.is_set)
 
-        def run() -> None:
-            try:
-                attempt.run(until_caught_up=False)
-            except TargetUnavailable as error:
-                raised.append(error)
-
         def lag() -> float:
             labels = {"pipeline": line.config.pipeline}
             return line.metrics.registry.get_sample_value("towline_lag_seconds", labels) or 0.0
 
-        thread = threading.Thread(target=run)
+        thread = threading.Thread(target=until_unavailable, args=(attempt, raised))
         thread.start()
         try:
             direct.at_source("INSERT INTO t VALUES (1)")
@@ -119,7 +116,7 @@ def test_a_dead_line_to_the_target_is_noticed(
                 before.deaden()
             thread.join(20)
             assert not thread.is_alive(), "it waits for a line that is dead"
-            assert raised
+            assert isinstance(raised[0], TargetUnavailable)
             again = line.replication(predecessor=attempt.handle.session)
             again.run(until_caught_up=True)  # with the dead line as it is
         finally:

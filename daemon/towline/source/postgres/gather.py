@@ -281,7 +281,7 @@ class Gatherer(Generic[B]):
         rowsets: dict[int, list[RowSet]] = {}  # by the identity of the relation, which is slow to hash
         for batch in batches:
             rowsets.setdefault(id(batch.relation), []).append(batch.row_set())
-        joined = tuple(_in_order(_join(parts)) for parts in rowsets.values())
+        joined = tuple(parts[0] if len(parts) == 1 else _in_order(_join(parts)) for parts in rowsets.values())
         piece = Piece(joined, tuple(transactions), end, tuple(self._truncated), self.received)
         self.active.clear()
         self._truncated = []

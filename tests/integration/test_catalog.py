@@ -254,6 +254,30 @@ def test_partitions_are_leaves(server: Server, new_database: NewDatabase) -> Non
     assert table.row_estimate == 501
 
 
+def test_partitions_are_those_of_the_snapshot(server: Server, new_database: NewDatabase) -> None:
+    """One that is attached or detached while the catalog is read is told of by the next look, with all of it."""
+    database = new_database(server)
+    name = TableName("public", "t")
+    with (
+        psycopg.connect(database, autocommit=True) as other,
+        connect(database, application_name="towline test", side="source") as connection,
+    ):
+        other.execute("CREATE TABLE t (a int PRIMARY KEY) PARTITION BY RANGE (a); CREATE TABLE t2 (a int PRIMARY KEY)")
+        other.execute("CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (10)")
+        with connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            before = describe(connection, [name]).tables[name]
+            # The locks that were taken keep a DETACH waiting, but not these.
+            other.execute("ALTER TABLE t ATTACH PARTITION t2 FOR VALUES FROM (10) TO (20)")
+            other.execute("CREATE TABLE t3 PARTITION OF t FOR VALUES FROM (20) TO (30)")
+            assert describe(connection, [name]).tables[name].leaves == before.leaves
+        after = describe(connection, [name]).tables[name]
+        assert after.partitions == tuple(TableName("public", leaf) for leaf in ("t1", "t2", "t3"))
+        assert after.leaves is not None and all(attached for _, attached in after.leaves)
+        other.execute("ALTER TABLE t DETACH PARTITION t1 CONCURRENTLY")
+        assert describe(connection, [name]).tables[name].partitions == after.partitions[1:]
+
+
 def test_estimates_without_statistics(server: Server, new_database: NewDatabase) -> None:
     """Progress bars need a number for tables that were never analyzed; from their size, so within a factor of two."""
     table = table_of(

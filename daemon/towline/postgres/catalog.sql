@@ -141,14 +141,21 @@ ORDER BY k.confrelid, k.oid
 ;
 
 -- name: partitions
-SELECT root.oid, n.nspname::text, c.relname::text, c.oid::bigint,
-  (SELECT i.xmin::text::bigint FROM pg_inherits i WHERE i.inhrelid = c.oid)
-FROM unnest(%(oids)s::bigint[]) AS root(oid)
-CROSS JOIN LATERAL pg_partition_tree(root.oid::oid::regclass) AS tree
-JOIN pg_class c ON c.oid = tree.relid
+-- By pg_inherits, since pg_partition_tree tells of what is attached by now, whatever the snapshot. What DETACH
+-- CONCURRENTLY (from 14 on) has begun with is none any more.
+WITH RECURSIVE tree(root, oid, attached) AS (
+  SELECT root, root::oid, NULL::bigint FROM unnest(%(oids)s::bigint[]) AS root
+  UNION ALL
+  SELECT tree.root, i.inhrelid, i.xmin::text::bigint
+  FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
+  WHERE (to_jsonb(i) ->> 'inhdetachpending') IS DISTINCT FROM 'true'
+)
+SELECT tree.root, n.nspname::text, c.relname::text, c.oid::bigint, tree.attached
+FROM tree
+JOIN pg_class c ON c.oid = tree.oid
 JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE tree.isleaf AND c.relkind <> 'p'
-ORDER BY root.oid, n.nspname, c.relname
+WHERE c.relkind <> 'p'
+ORDER BY tree.root, n.nspname, c.relname
 ;
 
 -- name: user_types

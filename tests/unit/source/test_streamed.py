@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import pytest
@@ -55,10 +55,8 @@ class MemoryTransaction:
         self._memory.kept.remove(self)
 
 
-def unpaced(blocks: Iterable[list[bytes]]) -> Iterator[bytes]:
+def unpaced() -> None:
     """As fast as can be."""
-    for messages in blocks:
-        yield from messages
 
 
 def streamed(

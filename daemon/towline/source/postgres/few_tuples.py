@@ -28,8 +28,8 @@ UNSENT: Final = _Unsent()
 Values = list[bytes | _Unsent | None]
 
 
-def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: int) -> RowSet:
-    """Frame the changes of one relation; ``messages`` hold one each, from offset ``at`` on.
+def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: int, skip: int = 0) -> RowSet:
+    """Frame the changes of one relation; ``messages`` hold one each, from offset ``at`` on. ``skip``: see `tuples`.
 
     Raises StreamMalformed when a message is not a change of that layout.
     """
@@ -39,7 +39,7 @@ def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at
     missing: dict[int, int] = {}
     moved: dict[int, int] = {}
     for message, number in zip(messages, orders, strict=True):
-        op, old, new = _change(layout, message, at)
+        op, old, new = _change(layout, message, at, skip)
         gone = old is not None and (new is None or _key_changed(layout, old, new))
         if gone and old is not None:
             rows.append(_frame_key(layout, old))
@@ -66,12 +66,12 @@ def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at
     return widened(layout, framed_rows)
 
 
-def _change(layout: Layout, message: bytes, at: int) -> tuple[int, Values | None, Values | None]:
+def _change(layout: Layout, message: bytes, at: int, skip: int) -> tuple[int, Values | None, Values | None]:
     """The operation, the old tuple and the new one."""
-    if at + HEAD > len(message):
+    begin = at + HEAD + skip
+    if begin > len(message):
         raise malformed(layout, "a change ends before its first tuple")
-    kind, marker = message[at], message[at + HEAD - 1]
-    begin = at + HEAD
+    kind, marker = message[at], message[begin - 1]
     old: Values | None = None
     new: Values | None = None
     if marker in (_KEY, _OLD) and kind in (_UPDATE, _DELETE):

@@ -12,6 +12,7 @@ Not for several threads at once.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from towline.source.postgres import few_tuples, tuples
 #: Fewer tuples than this are framed one by one.
 FEW = 40
 #: As many values are framed together: what is worked on then stays in the processor's cache, however wide the table.
-BLOCK = 40_000
+BLOCK = 20_000
 
 
 class Batch(Protocol):
@@ -53,10 +54,14 @@ B = TypeVar("B", bound=Batch)
 
 @dataclass(slots=True)
 class TupleBatch:
-    """Messages of pgoutput, still in their envelopes: the tuple's change begins at offset ``at``."""
+    """Messages of pgoutput, still in their envelopes: the tuple's change begins at offset ``at``.
+
+    ``skip``: bytes between its kind and the OID of its table.
+    """
 
     layout: tuples.Layout
     at: int
+    skip: int = 0
     messages: list[bytes] = field(default_factory=list)
     orders: list[int] = field(default_factory=list)
 
@@ -67,7 +72,7 @@ class TupleBatch:
 
     def split(self, count: int) -> TupleBatch:
         """Take the first ``count`` changes away, and return them."""
-        head = TupleBatch(self.layout, self.at, self.messages[:count], self.orders[:count])
+        head = TupleBatch(self.layout, self.at, self.skip, self.messages[:count], self.orders[:count])
         del self.messages[:count], self.orders[:count]
         return head
 
@@ -75,10 +80,11 @@ class TupleBatch:
         """Frame them. Raises StreamMalformed."""
         count = len(self.messages)
         if count < FEW:
-            return few_tuples.row_set(self.layout, self.messages, self.orders, self.at)
+            return few_tuples.row_set(self.layout, self.messages, self.orders, self.at, self.skip)
         block = max(FEW, BLOCK // len(self.layout.places))
         spans = [slice(begin, begin + block) for begin in range(0, count, block)]
-        return _join([tuples.row_set(self.layout, self.messages[span], self.orders[span], self.at) for span in spans])
+        parts = [(self.messages[span], self.orders[span]) for span in spans]
+        return _join([tuples.row_set(self.layout, *part, self.at, self.skip) for part in parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +151,13 @@ class Gatherer(Generic[B]):
     """What was decoded since the last cut. ``order`` and ``size`` are added to by whoever adds changes to a batch.
 
     ``active``: batches of the transaction under way by whatever the decoder looks them up with; the decoder adds to
-    it, and it is emptied whenever batches may no longer be added to without asking.
+    it, and it is emptied whenever batches may no longer be added to without asking. ``max_rows`` and ``max_bytes``:
+    how much a piece may hold.
     """
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, start: int, max_rows: int = sys.maxsize, max_bytes: int = sys.maxsize) -> None:
+        self.max_rows = max_rows
+        self.max_bytes = max_bytes
         self.order = 0
         self.size = 0
         self.received = 0.0  # when the last bytes came (`time.time`), for the pieces
@@ -224,6 +233,11 @@ class Gatherer(Generic[B]):
         return True
 
     # ---- for the reader --------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether as much was gathered as a piece may hold."""
+        return self.order >= self.max_rows or self.size >= self.max_bytes
 
     @property
     def at_boundary(self) -> bool:

@@ -19,7 +19,7 @@ strings end with a zero byte, times are microseconds since 2000-01-01 UTC.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -35,7 +35,7 @@ EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 _BEGIN = struct.Struct(">cQqI")
 _COMMIT = struct.Struct(">cBQQq")
-_CHANGES = frozenset((b"I", b"U", b"D"))
+CHANGES = frozenset((b"I", b"U", b"D"))
 
 
 def options(publication: str, format_: Format, *, streaming: bool = False) -> dict[str, str]:
@@ -291,39 +291,63 @@ class Decoder:
         self._sent: dict[bytes, RelationSent] = {}
         self._eras = list(routed.eras)
 
+    def changes(self, messages: Iterator[bytes], at: int = 0) -> bytes | None:
+        """Take messages as long as they are changes of tables that were looked up, and a piece has room for them.
+
+        Returns the first that is another one, which is for `feed`; None when there are no more, or no more room.
+        """
+        return self._changes(messages, at, 0)
+
     def feed(self, message: bytes, at: int = 0) -> None:
         """Take the message that begins at offset ``at``, and ends with the bytes.
 
         Raises StreamMalformed and SourceTableChanged. The tuples of changes are only looked at when a piece is cut.
         """
-        if message[at : at + 1] in _CHANGES:
-            gatherer = self._gatherer
-            batch = gatherer.active.get(message[at + 1 : at + 5])
-            if batch is None:
-                batch = self._batch(message, at)
-                if batch is None:
-                    return
-            batch.messages.append(message)
-            batch.orders.append(gatherer.order)
-            gatherer.order += 1
-            gatherer.size += len(message)
+        if self.changes(iter((message,)), at) is None:
             return
-        self._take(message, at)
+        if message[at : at + 1] in CHANGES:
+            self._change(message, at)
+        else:
+            self._take(message, at)
+
+    def _changes(self, messages: Iterator[bytes], at: int, skip: int) -> bytes | None:
+        """As `changes`; ``skip``: bytes between the kind of a change and the OID of its table.
+
+        All that is done for every single change in the reader is here, and nothing else should be.
+        """
+        gatherer = self._gatherer
+        find, end = gatherer.active.get, at + 5 + skip
+        order, size = gatherer.order, gatherer.size
+        max_order, max_size = gatherer.max_rows, gatherer.max_bytes
+        try:
+            for message in messages:
+                batch = find(message[at:end])
+                if batch is None:
+                    return message
+                batch.messages.append(message)
+                batch.orders.append(order)
+                order += 1
+                size += len(message)
+                if order >= max_order or size >= max_size:
+                    break
+            return None
+        finally:
+            gatherer.order, gatherer.size = order, size
+
+    def _change(self, message: bytes, at: int, skip: int = 0) -> None:
+        """Take a change whose table may not have been looked up since the transaction began or a piece was cut."""
+        gatherer = self._gatherer
+        known = self._known(message[at + 1 + skip : at + 5 + skip])
+        if known is None or gatherer.skipping:
+            return
+        batch = gatherer.batch((known, at, skip), lambda: TupleBatch(known, at, skip))
+        if batch is not None:
+            gatherer.active[message[at : at + 5 + skip]] = batch
+            self._changes(iter((message,)), at, skip)
 
     def _take(self, message: bytes, at: int) -> None:
         """Take a message that is not a change."""
         self._control(parse(message, at))
-
-    def _batch(self, message: bytes, at: int) -> TupleBatch | None:
-        """The batch for a change whose table was not looked up since the transaction began or a piece was cut."""
-        oid = message[at + 1 : at + 5]
-        known = self._known(oid)
-        if known is None or self._gatherer.skipping:
-            return None
-        batch = self._gatherer.batch((known, at), lambda: TupleBatch(known, at))
-        if batch is not None:
-            self._gatherer.active[oid] = batch
-        return batch
 
     def _known(self, oid: bytes) -> Layout | None:
         if self._gatherer.open is None:
@@ -375,12 +399,12 @@ class Decoder:
             self._seen[sent.oid] = seen.union(new.places)
         except SourceTableChanged as change:
             self._layouts[sent.oid] = change
-            self._gatherer.active.pop(sent.oid, None)
+            self._gatherer.active.clear()
             return
         known = self._layouts.get(sent.oid)
         if not (isinstance(known, Layout) and known.same(new)):
             self._layouts[sent.oid] = new
-            self._gatherer.active.pop(sent.oid, None)
+            self._gatherer.active.clear()
 
     def _truncate(self, truncate: Truncate) -> None:
         layouts = [layout for oid in truncate.oids if (layout := self._known(oid)) is not None]

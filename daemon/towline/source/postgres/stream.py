@@ -30,7 +30,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from towline.change import Format, Piece, Relation
@@ -59,6 +59,8 @@ SILENCE = 150.0
 SHORTEST_NAP, LONGEST_NAP = 0.0001, 0.001
 #: Of this many bytes read in one go the burst is said to be over, so that the consumer gets something.
 BURST = 1 << 20
+#: Bytes that libpq takes from the socket at a time.
+RECEIVED = 1 << 14
 #: How long `close` waits for the reader.
 CLOSE_WITHIN = 1.0
 
@@ -97,8 +99,6 @@ class PostgresStream:
         server: Identity | None = None,
     ) -> None:
         self._spool = spool
-        self._max_rows = max_rows
-        self._max_bytes = max_bytes
         routed = Routed(relations, resolve)
         self._routed = routed
         self._walsender = Walsender(dsn, application_name=application_name or f"towline {slot}")
@@ -114,15 +114,15 @@ class PostgresStream:
                 binary = any(relation.format is Format.BINARY for relation in relations)
                 format_ = Format.BINARY if binary else Format.TEXT
                 options = pgoutput.options(publication, format_, streaming=spool is not None)
-                tuples = self._gatherer = Gatherer[TupleBatch](start)
+                tuples = self._gatherer = Gatherer[TupleBatch](start, max_rows, max_bytes)
                 if spool is not None:
-                    self._decoder = StreamingDecoder(routed, tuples, spool, self._paced)
+                    self._decoder = StreamingDecoder(routed, tuples, spool, self._pace)
                 else:
                     self._decoder = pgoutput.Decoder(routed, tuples)
             else:
                 names = [(relation.name.schema, relation.name.name) for relation in relations]
                 options = wal2json.options(relations, partitioned=self._walsender.any_partitioned(names))
-                rows = Gatherer[RowBatch](start)
+                rows = Gatherer[RowBatch](start, max_rows, max_bytes)
                 self._gatherer, self._decoder = rows, wal2json.Decoder(routed, rows)
             self._walsender.start(slot, start, options)
         except BaseException:
@@ -278,36 +278,34 @@ class PostgresStream:
 
     def _burst(self) -> bool:
         """Read what there is, and give the consumer what it waits for. False when there was nothing."""
-        gatherer, walsender, feed = self._gatherer, self._walsender, self._decoder.feed
-        max_rows, max_bytes = self._max_rows, self._max_bytes
-        size = before = 0
+        gatherer, walsender = self._gatherer, self._walsender
+        feed, changes = self._decoder.feed, self._decoder.changes
         position = self._received
-        full = False
-        while size < BURST and not full:
+        heard = 0
+        for _ in range(BURST // RECEIVED):
             walsender.receive()
+            messages = walsender.messages()
+            message = next(messages, None)
+            if message is None:
+                break
+            heard += 1
             gatherer.received = time.time()
-            for data in walsender.messages():
-                message = bytes(data)
-                size += len(message)
+            while message is not None:  # of changes, only some come through here
                 if len(message) < LEAST:
                     raise StreamMalformed("a message of the walsender is too short for what it should say")
                 if message[0] == XLOG_DATA:
                     feed(message, XLOG_HEADER)
-                    if (gatherer.order >= max_rows or gatherer.size >= max_bytes) and not self._room():
-                        full = True
-                        break
+                    position = max(position, int.from_bytes(message[9:17], "big"))
                 else:
                     position = max(position, self._keepalive(message))
-            if size == before:
+                message = None if gatherer.full else changes(messages, XLOG_HEADER)
+            if gatherer.full and not self._room():
                 break
-            before = size
-            if message[0] == XLOG_DATA:
-                position = max(position, int.from_bytes(message[9:17], "big"))
         walsender.check_notices(self._routed)
-        if size:
+        if heard:
             self._heard_at = time.monotonic()
         self._offer(position)
-        return size > 0
+        return heard > 0
 
     def _keepalive(self, message: bytes) -> int:
         """Take a keepalive, and answer if it asks for that. Returns its position."""
@@ -326,22 +324,16 @@ class PostgresStream:
     def _room(self) -> bool:
         """Cut as long as there is more than a piece holds. False when the consumer has to take one first."""
         gatherer = self._gatherer
-        while gatherer.ready or gatherer.order >= self._max_rows or gatherer.size >= self._max_bytes:
+        while gatherer.ready or gatherer.full:
             if len(self._pieces) >= QUEUED:
                 return False
             self._push(gatherer.ready.popleft() if gatherer.ready else gatherer.cut_full())
         return True
 
-    def _paced(self, blocks: Iterable[list[bytes]]) -> Iterator[bytes]:
-        """The messages of a spooled transaction that commits, as fast as the consumer takes the pieces."""
-        gatherer, max_rows, max_bytes = self._gatherer, self._max_rows, self._max_bytes
-        for messages in blocks:
-            self._heard_at = time.monotonic()
-            self._await_room()
-            for message in messages:
-                if gatherer.order >= max_rows or gatherer.size >= max_bytes or gatherer.ready:
-                    self._await_room()
-                yield message
+    def _pace(self) -> None:
+        """Until there is room for more of a spooled transaction: as fast as the consumer takes the pieces."""
+        self._heard_at = time.monotonic()
+        self._await_room()
 
     def _await_room(self) -> None:
         """Until not more is gathered than a piece holds. Raises _Closed when nobody wants it any more."""

@@ -35,20 +35,22 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
 from towline.errors import StreamMalformed
 from towline.source.postgres.gather import Gatherer, TupleBatch
-from towline.source.postgres.pgoutput import EPOCH, Decoder, Layouts, RelationSent, parse
+from towline.source.postgres.pgoutput import CHANGES, EPOCH, Decoder, Layouts, RelationSent, parse
 from towline.source.postgres.routed import Routed
 
 _START = struct.Struct(">cIB")
 _STOP = struct.Struct(">c")
 _COMMIT = struct.Struct(">cIBQQq")
 _ABORT = struct.Struct(">cII")
+#: Bytes of the xid after the kind of a message in a part.
+_XID = 4
 _PARTS = frozenset(b"SEcA")
 #: What may stand in a part, each with an xid.
 _KEPT = frozenset(b"IUDTRYM")
@@ -133,7 +135,7 @@ class _UnderWay:
 class StreamingDecoder(Decoder):
     """The decoder for a stream that was asked for with ``streaming``.
 
-    ``pace`` hands on messages of a transaction that commits, and takes its time when there is no room for more.
+    ``pace`` returns when there is room for changes of a transaction that commits.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class StreamingDecoder(Decoder):
         routed: Routed,
         gatherer: Gatherer[TupleBatch],
         keep: Keep,
-        pace: Callable[[Iterable[list[bytes]]], Iterator[bytes]],
+        pace: Callable[[], None],
     ) -> None:
         super().__init__(routed, gatherer)
         self._keep = keep
@@ -153,14 +155,17 @@ class StreamingDecoder(Decoder):
         #: When the description came that holds for a table.
         self._described: dict[bytes, int] = {}
 
-    # Of a whole transaction's messages, `feed` handles changes without coming here: within a part no batch is active.
-
-    def _batch(self, message: bytes, at: int) -> TupleBatch | None:
+    def changes(self, messages: Iterator[bytes], at: int = 0) -> bytes | None:
+        """As that of a `Decoder`. Within a part, changes are kept."""
         part = self._part
         if part is None:
-            return Decoder._batch(self, message, at)
-        if message[at + 5 : at + 9] not in part.unwanted:
-            part.add(message[at:])
+            return super().changes(messages, at)
+        unwanted, keep = part.unwanted, part.add
+        for message in messages:
+            if message[at : at + 1] not in CHANGES:
+                return message
+            if message[at + 5 : at + 9] not in unwanted:
+                keep(message[at:])
         return None
 
     def _take(self, message: bytes, at: int) -> None:
@@ -251,12 +256,26 @@ class StreamingDecoder(Decoder):
         outside, self._layouts = self._layouts, {}
         sent_outside, self._sent = self._sent, {}
         self._replaying = True
-        for message in self._pace(transaction.kept.blocks()):
-            self.feed(_without_xid(message))
+        for block in transaction.kept.blocks():
+            self._decode(block)
         self._replaying = False
         layouts, self._layouts = self._layouts, outside
         sent, self._sent = self._sent, sent_outside
         return layouts, sent
+
+    def _decode(self, block: Sequence[bytes]) -> None:
+        messages = iter(block)
+        while True:
+            self._pace()
+            message = self._changes(messages, 0, _XID)
+            if message is None and not self._gatherer.full:
+                return
+            if message is None:
+                continue
+            if message[:1] in CHANGES:
+                self._change(message, 0, _XID)
+            else:
+                self._control(parse(_without_xid(message)))
 
     def _describe(self, sent: RelationSent) -> None:
         if not self._replaying:

@@ -117,27 +117,28 @@ class _Cells:
         )
 
 
-def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: int) -> RowSet:
+def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: int, skip: int = 0) -> RowSet:
     """Frame the changes of one relation; ``messages`` hold one each, from offset ``at`` on.
 
+    ``skip``: bytes between a change's kind and the OID (an xid, in parts of streamed transactions).
     Raises StreamMalformed when a message is not a change of that layout.
     """
-    return widened(layout, _sent(layout, messages, orders, at))
+    return widened(layout, _sent(layout, messages, orders, at, skip))
 
 
-def _sent(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: int) -> RowSet:
+def _sent(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: int, skip: int) -> RowSet:
     """As `row_set`, of the columns that were sent only."""
     data = b"".join((*messages, _PAD))
     buffer = np.frombuffer(data, dtype=np.uint8)
     ends = np.cumsum(np.fromiter(map(len, messages), dtype=np.int64, count=len(messages)))
     heads = np.concatenate((np.zeros(1, dtype=np.int64), ends[:-1])) + at
-    if bool((heads + HEAD > ends).any()):
+    tuples = heads + (HEAD + skip)
+    if bool((tuples > ends).any()):
         raise malformed(layout, "a change ends before its first tuple")
-    kinds, markers = buffer[heads], buffer[heads + (HEAD - 1)]
+    kinds, markers = buffer[heads], buffer[tuples - 1]
     _check_markers(layout, kinds, markers)
 
     has_old = markers != _NEW
-    tuples = heads + HEAD
     if not has_old.any():
         new = _walk(layout, buffer, tuples, ends, new=True)
         _check_ends(layout, new.end, ends, kinds == _INSERT, new)
@@ -289,8 +290,7 @@ def _compact(layout: Layout, buffer: Bytes, cells: _Cells, keys_only: Mask | Non
     """Copy the wanted columns of the tuples out, as framed rows; those of ``keys_only`` with the rest NULL."""
     count = len(cells.begin)
     width = len(layout.wanted)
-    keep = np.zeros(len(buffer), dtype=np.bool_)
-    _mark(keep, cells.begin, cells.end)
+    keep = _within(cells.begin, cells.end, len(buffer))
     null = cells.kinds != layout.value
     if keys_only is not None:
         for sent in layout.wanted:
@@ -318,12 +318,12 @@ def _compact(layout: Layout, buffer: Bytes, cells: _Cells, keys_only: Mask | Non
     return Frame(out.tobytes(), starts, width).project(layout.reorder)
 
 
-def _mark(keep: Mask, begin: Ints, end: Ints) -> None:
-    """Set the ranges, which do not overlap and ascend."""
-    edge = np.zeros(len(keep) + 1, dtype=np.int8)
-    edge[begin] += 1
-    edge[end] -= 1
-    np.cumsum(edge[:-1], dtype=np.int8, out=keep.view(np.int8))
+def _within(begin: Ints, end: Ints, size: int) -> Mask:
+    """Which of so many bytes are in the ranges, which do not overlap and ascend."""
+    edges = np.zeros(2 * len(begin) + 2, dtype=np.int64)
+    edges[1:-1:2], edges[2:-1:2], edges[-1] = begin, end, size
+    within: Mask = np.repeat(np.arange(2 * len(begin) + 1) & 1 == 1, np.diff(edges))
+    return within
 
 
 def _unmark(keep: Mask, begin: Ints, end: Ints) -> None:
@@ -331,9 +331,7 @@ def _unmark(keep: Mask, begin: Ints, end: Ints) -> None:
     lengths = end - begin
     if int(lengths.sum()) * _NUMBERED > len(keep):
         # Numbers of bytes take 24 times the room of these. So much is dropped of a few columns only.
-        dropped = np.empty(len(keep), dtype=np.bool_)
-        _mark(dropped, begin, end)
-        keep &= ~dropped
+        keep &= ~_within(begin, end, len(keep))
         return
     first = np.cumsum(lengths) - lengths
     keep[np.repeat(begin - first, lengths) + np.arange(int(lengths.sum()))] = False

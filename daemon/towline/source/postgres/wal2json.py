@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -123,6 +123,10 @@ class Decoder:
         #: Relations of which all columns were seen: one that is absent later was dropped.
         self._seen_whole: set[int] = set()
         self._json = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_no_constant)
+
+    def changes(self, messages: Iterator[bytes], at: int = 0) -> bytes | None:
+        """The next message, which is for `feed`: here all are alike. None when there are no more."""
+        return next(messages, None)
 
     def feed(self, message: bytes, at: int = 0) -> None:
         """Take the message that begins at offset ``at``, and ends with the bytes.

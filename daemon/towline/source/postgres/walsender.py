@@ -197,13 +197,13 @@ class Walsender:
         except psycopg.Error as error:
             raise self._lost(error) from None
 
-    def messages(self) -> Iterator[memoryview]:
+    def messages(self) -> Iterator[bytes]:
         """The messages received. Raises SourceUnavailable, NotSetUp, … when the server ended the stream."""
         get = self._pgconn.get_copy_data
         try:
             size, data = get(1)
             while size > 0:
-                yield data
+                yield bytes(data)
                 size, data = get(1)
         except psycopg.Error as error:
             raise self._lost(error) from None

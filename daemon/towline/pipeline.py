@@ -50,7 +50,8 @@ _ASKED_AFTER = 0.2
 #: How often the session with the target is used at least, which the server ends when it is idle for long (seconds).
 _HEARTBEAT = 10.0
 
-#: With a chunk under way, how long the loop waits for the stream before it looks at the chunk again (seconds).
+#: With a chunk under way, how long the loop waits for the stream before it looks at the chunk and its position again
+#: (seconds).
 _CHUNK_WAIT = 0.005
 
 
@@ -270,7 +271,7 @@ class Pipeline:
         self._target.begin()
         self._announce("begun")
         while self.reached < high:
-            piece = self._stream.poll(0.05)
+            piece = self._stream.poll(_CHUNK_WAIT)
             if piece is not None:
                 self._apply(piece, load)
             else:

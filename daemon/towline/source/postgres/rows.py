@@ -7,6 +7,7 @@ raise psycopg.Error.
 from __future__ import annotations
 
 import select
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -31,22 +32,21 @@ def copy_out(
     pgconn.send_query(statement)
     _flush(pgconn)
     _check(pgconn, _result(pgconn), pq.ExecStatus.COPY_OUT)
+    get = pgconn.get_copy_data
     rows: list[bytes] = []
-    size = 0
+    keep = rows.append
+    room = sys.maxsize if max_bytes is None else max_bytes
     cut = False
-    while True:
-        length, data = pgconn.get_copy_data(1)
-        if length > 0:
-            if not cut:
-                rows.append(bytes(data))
-                size += length
-                if max_bytes is not None and size > max_bytes:
-                    cut = True
-                    connection.cancel_safe(timeout=_SECONDS_TO_CANCEL)
-        elif length == 0:
+    while (received := get(1))[0] >= 0:
+        length, data = received
+        if length == 0:
             _read_more(pgconn)
-        else:
-            break
+        elif not cut:
+            keep(bytes(data))
+            room -= length
+            if room < 0:
+                cut = True
+                connection.cancel_safe(timeout=_SECONDS_TO_CANCEL)
     try:
         _finish(pgconn)
     except psycopg.errors.QueryCanceled:

@@ -317,7 +317,8 @@ def _copy(statement: Composable, connection: psycopg.Connection) -> bytes:
 
 def _last_key(connection: psycopg.Connection, relation: Relation, frame: Frame) -> Cursor:
     """The text form of the last row's key."""
-    values = [frame.value(len(frame) - 1, place) for place in relation.key]
+    last = Frame.of_rows([frame.row(len(frame) - 1)], frame.width)  # alone, so that only it is taken apart
+    values = [last.value(0, place) for place in relation.key]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         raise SourceQueryFailed(f"table {relation.name} has NULL in a column of its identity")

@@ -309,7 +309,7 @@ class Replication:
             observer=self._metrics,
         )
         stack.callback(sweeper.close)
-        target.copied_again(lambda: sweeper.routes, sweeper.marked)
+        target.copied_again(lambda: sweeper.routes, sweeper.marked, lambda: snapshots.copying)
         pipeline = Pipeline(
             stream=stream,
             target=target,

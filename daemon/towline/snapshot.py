@@ -101,6 +101,11 @@ class Snapshots:
         return self._active
 
     @property
+    def copying(self) -> frozenset[str]:
+        """Routes that have a part of their rows."""
+        return frozenset(name for name, state in self._states.items() if state.state == COPYING)
+
+    @property
     def done(self) -> bool:
         """Whether every route is streaming."""
         return all(state.state == STREAMING for state in self._states.values())

@@ -567,3 +567,32 @@ def test_direct_path(binary: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     target.commit(START, WHEN)
     assert hub.rows("SELECT count(*), count(code) FROM hub.item") == [(150, 110)]
     assert hub.ledger() == {"src.item": (170, 170, 0, 0, 0)}
+
+
+def test_new_rows_of_a_select(binary: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a SELECT makes of new rows is inserted; where rows are there already, also ones that it leaves out now, it
+    falls back to merging.
+    """
+    hub = binary
+    monkeypatch.setattr(staging, "FEW", 10)
+    monkeypatch.setattr("towline.target.postgres.direct.FEW", 10)
+    select = "SELECT id, upper(code) AS code, price FROM src.item WHERE id % 2 = 0"
+    hub.set_up(ITEM, spec("src.item", "hub.item", select, name="even"))
+    hub.apply(many(hub, 0, 50))  # type: ignore[arg-type]
+    assert hub.rows("SELECT count(*), min(code) FROM hub.item") == [(25, "C0")]
+    hub.sql.execute("INSERT INTO hub.item (id) VALUES (51)")
+    hub.apply(many(hub, 40, 90))  # type: ignore[arg-type]
+    assert hub.rows("SELECT count(*), count(code) FROM hub.item") == [(45, 45)]
+    assert hub.ledger() == {"even": (100, 50, 0, 0, 50)}
+
+
+@pytest.mark.parametrize("mode", [OnTruncate.IGNORE, OnTruncate.DELETE])
+def test_new_rows_that_a_select_leaves_out(binary: Hub, monkeypatch: pytest.MonkeyPatch, mode: OnTruncate) -> None:
+    """They are only looked for where they can be: when a truncation of the source's table is not taken over."""
+    hub = binary
+    monkeypatch.setattr("towline.target.postgres.direct.FEW", 10)
+    select = "SELECT id, upper(code) AS code, price FROM src.item WHERE id % 2 = 0"
+    hub.set_up(ITEM, spec("src.item", "hub.item", select, name="even", on_truncate=mode))
+    hub.sql.execute("INSERT INTO hub.item (id) VALUES (51)")
+    hub.apply(many(hub, 40, 90))  # type: ignore[arg-type]
+    assert hub.rows("SELECT count(*), count(code) FROM hub.item") == [(25 + (mode is OnTruncate.DELETE), 25)]

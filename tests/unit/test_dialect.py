@@ -75,6 +75,13 @@ def test_filtered_upsert_counts() -> None:
     assert statement.endswith("SELECT pg_catalog.count(*) FROM produced")
 
 
+def test_insert_does_not_look_for_rows() -> None:
+    """Of new rows: what the SELECT makes, the mark of rows that are alive among it, and no more."""
+    assert dialect.insert(ROUTE, "stage") == dialect.upsert(ROUTE, "stage").partition("\nON CONFLICT")[0]
+    filtered = dataclasses.replace(ROUTE, filtered=True)
+    assert dialect.insert(filtered, "stage") == dialect.insert(ROUTE, "stage")
+
+
 def test_delete_computes_the_key() -> None:
     """The key's expression runs over the staged identity under the alias it was written with, and is never cut."""
     statement = dialect.delete(ROUTE, "keys")

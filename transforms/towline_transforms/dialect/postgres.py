@@ -42,14 +42,8 @@ def upsert(route: Route, stage: str) -> str:
     For a filtered route the statement returns one row with the number of rows that were made; other routes make as
     many as are staged. A row that ``on_delete: mark`` had marked is unmarked.
     """
-    columns = [each.column for each in route.assignments]
-    values = [f"p.{quote(column)}" for column in columns]
-    if (mark := _unmark(route)) is not None:
-        columns.append(mark[0])
-        values.append(mark[1])
-    fixed = {column for column in columns if route.target.column(column).identity_always}
-    overriding = " OVERRIDING SYSTEM VALUE" if fixed else ""
-    changing = [column for column in columns if column not in fixed]
+    columns = _written(route)
+    changing = [column for column in columns if not route.target.column(column).identity_always]
     update = "NOTHING"
     if changing:
         sets = ", ".join(f"{quote(column)} = EXCLUDED.{quote(column)}" for column in changing)
@@ -60,15 +54,19 @@ def upsert(route: Route, stage: str) -> str:
         update = f"UPDATE SET {sets}\nWHERE {differs}"
     over = select_over(route, stage)
     produced = "produced" if route.filtered else f"(\n{over}\n)"
-    insert = (
-        f"INSERT INTO {quote_table(route.into)} AS t ({quote_list(columns)}){overriding}\n"
-        f"SELECT {', '.join(values)} FROM {produced} AS p\n"
-        f"ON CONFLICT ({quote_list(route.key)}) DO {update}"
-    )
+    merge = f"{_insert_from(route, produced)}\nON CONFLICT ({quote_list(route.key)}) DO {update}"
     if not route.filtered:
-        return insert
+        return merge
     produced = f"WITH produced AS MATERIALIZED (\n{over}\n)"
-    return f"{produced}, merged AS (\n{insert}\n)\nSELECT pg_catalog.count(*) FROM produced"
+    return f"{produced}, merged AS (\n{merge}\n)\nSELECT pg_catalog.count(*) FROM produced"
+
+
+def insert(route: Route, stage: str) -> str:
+    """As `upsert`, where no row is at the target yet: that costs half. Else the target's key is violated.
+
+    The statement returns nothing; it inserts as many rows as the route makes.
+    """
+    return _insert_from(route, f"(\n{select_over(route, stage)}\n)")
 
 
 def delete(route: Route, keys: str) -> str | None:
@@ -197,6 +195,24 @@ def survives(route: Route, missing: frozenset[str]) -> bool:
     has them as they were before: one that stays there while the filter leaves it out does not follow the source.
     """
     return not route.filter_sources & missing and not (route.filtered and route.on_delete is OnDelete.IGNORE)
+
+
+def _written(route: Route) -> dict[str, str]:
+    """The columns that a whole row sets, and where each value comes from: the SELECT is ``p``."""
+    values = {each.column: f"p.{quote(each.column)}" for each in route.assignments}
+    if (mark := _unmark(route)) is not None:
+        values[mark[0]] = mark[1]
+    return values
+
+
+def _insert_from(route: Route, produced: str) -> str:
+    values = _written(route)
+    fixed = any(route.target.column(column).identity_always for column in values)
+    return (
+        f"INSERT INTO {quote_table(route.into)} AS t ({quote_list(values)})"
+        f"{' OVERRIDING SYSTEM VALUE' if fixed else ''}\n"
+        f"SELECT {', '.join(values.values())} FROM {produced} AS p"
+    )
 
 
 def _remove(route: Route, keys: str, prefix: str = "") -> str | None:

@@ -25,7 +25,7 @@ from towline.postgres.session import translate
 from towline.snapshot import copy_order
 from towline.target import ChunkLoad, Counts, Reread
 from towline.target.postgres import params
-from towline.target.postgres.attempt import Attempts, CopiedAgain, Job
+from towline.target.postgres.attempt import Attempts, Job, Routes
 from towline.target.postgres.direct import Direct
 from towline.target.postgres.executor import Executor
 from towline.target.postgres.quarantine import Quarantine
@@ -127,9 +127,10 @@ class Applier:
         """Up to where the source's log was when rows were last read from it again; 0: none were."""
         return self._attempts.read
 
-    def copied_again(self, ask: CopiedAgain, marked: AbstractSet[str]) -> None:
-        """Whom to ask which routes are copied over what is there: see `Attempts`."""
-        self._attempts.copied_again, self._attempts.marked = ask, marked
+    def copied_again(self, ask: Routes, marked: AbstractSet[str], copying: Routes) -> None:
+        """Whom to ask which routes are copied, and which of them over what is there: see `Attempts`."""
+        attempts = self._attempts
+        attempts.copied_again, attempts.marked, attempts.copying = ask, marked, copying
 
     # ---- transactions ----------------------------------------------------------------------------------------
 

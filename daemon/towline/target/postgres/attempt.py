@@ -26,7 +26,7 @@ from towline.target.postgres.stamps import Stamps
 from towline.target.postgres.tally import Tally
 from towline_transforms.dialect import postgres as dialect
 from towline_transforms.dialect.room import make_room, obstacle
-from towline_transforms.route import OnDelete, Route
+from towline_transforms.route import OnDelete, OnTruncate, Route
 from towline_transforms.schema import TableName
 
 
@@ -51,13 +51,18 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class _Work:
-    """A relation's part of a piece, the routes that it goes to, and its stages. Those of single routes are by name."""
+    """A relation's part of a piece, the routes that it goes to, and its stages. Those of single routes are by name.
+
+    ``direct``: the rows go straight into the one route's table. ``new_to``: the routes for which no row is to be at
+    the target yet.
+    """
 
     shape: Shape
     rowset: RowSet
     routes: tuple[Route, ...]
     compacted: Compacted
     direct: bool = False
+    new_to: frozenset[str] = frozenset()
     gone: Staged | None = None
     live: Staged | None = None
     partial: list[Staged] = field(default_factory=list)
@@ -67,8 +72,8 @@ class _Work:
     lost: list[tuple[frozenset[str], Staged]] = field(default_factory=list)
 
 
-#: Names of routes that are copied over what is there, and not swept yet.
-CopiedAgain = Callable[[], frozenset[str]]
+#: Tells names of routes.
+Routes = Callable[[], frozenset[str]]
 
 
 class Attempts:
@@ -82,7 +87,8 @@ class Attempts:
     were read again in this session.
 
     ``copied_again``: asked for the routes whose rows are copied over what is there, and not swept yet; ``marked``:
-    these, and those that have been swept since it began. ``obstacles``: by route, why no room was made in the attempt
+    these, and those that have been swept since it began. ``copying``: asked for the routes that are being copied.
+    ``obstacles``: by route, why no room was made in the attempt
     queued last.
     """
 
@@ -106,7 +112,8 @@ class Attempts:
         self._statements: dict[tuple[object, ...], str | None] = {}
         self.current: Route | None = None
         self.ahead = self.read = 0
-        self.copied_again: CopiedAgain = frozenset
+        self.copied_again: Routes = frozenset
+        self.copying: Routes = frozenset
         self.marked: AbstractSet[str] = frozenset()
         self.obstacles: dict[str, str] = {}
         self._making_room = False
@@ -147,7 +154,7 @@ class Attempts:
         )
         tally = Tally()
         for _, route, work in reversed(ordered):
-            self._delete(route, work, tally)
+            self._delete(route, work, job, tally)
         for _, route, work in ordered:
             self._write(route, work, job, tally)
         return tally
@@ -159,7 +166,9 @@ class Attempts:
             return None
         moving = any(dialect.must_move(route) for route in routes)
         work = _Work(shape, rowset, routes, compact(rowset, moving=moving))
-        work.direct = len(routes) == 1 and inserts_only(rowset) and self._direct.wanted(routes[0], rowset)
+        if inserts_only(rowset):
+            work.new_to = frozenset(route.name for route in routes if self._direct.wanted(route, rowset))
+            work.direct = len(routes) == 1 and bool(work.new_to) and self._direct.fits(routes[0], rowset)
         return work
 
     # ---- gaps ------------------------------------------------------------------------------------------------
@@ -248,7 +257,18 @@ class Attempts:
 
     # ---- statements ------------------------------------------------------------------------------------------
 
-    def _delete(self, route: Route, work: _Work, tally: Tally) -> None:
+    def _nothing_there(self, route: Route, work: _Work, job: Job) -> bool:
+        """Whether the target has none of the rows, so that those which the route filters need not be deleted.
+
+        So it is with rows that were inserted, unless the table is being copied, maybe over what is there, or keeps
+        what the source's has lost.
+        """
+        if route.name not in work.new_to or route.on_truncate is OnTruncate.IGNORE:
+            return False
+        copied = job.chunk is not None or job.prior is not None
+        return not copied and route.name not in self.copying() and route.name not in self.copied_again()
+
+    def _delete(self, route: Route, work: _Work, job: Job, tally: Tally) -> None:
         counts = tally.of(route)
         compacted = work.compacted
         counts.seen += compacted.seen
@@ -261,7 +281,7 @@ class Attempts:
             self._delete_but(route, *moved)
         elif work.gone is not None:
             self._run("delete", route, work.gone, dialect.delete)
-        if route.filtered:
+        if route.filtered and not self._nothing_there(route, work, job):
             stages = [work.live, work.fresh.get(route.name)]
             if (gaps := work.gaps.get(route.name)) is not None:
                 stages += [s for s, count in zip(work.partial, gaps.updates, strict=True) if count is not None]
@@ -287,6 +307,11 @@ class Attempts:
                 return
             work.direct = False
             self._stage_live(work, job)
+        elif route.name in work.new_to and work.live is not None:
+            if self._insert(route, work, work.live, tally):
+                return
+            if route.filtered and route.on_delete is not OnDelete.IGNORE and self._nothing_there(route, work, job):
+                self._run("unmade", route, work.live, dialect.delete_unmade)
         if (gaps := work.gaps.get(route.name)) is not None:
             self._write_gaps(route, work, gaps, job, tally)
         for staged in (work.live, work.fresh.get(route.name)):
@@ -343,6 +368,21 @@ class Attempts:
         )
         self._direct.noted(route, worked=refused is None)
         return refused is None
+
+    def _insert(self, route: Route, work: _Work, staged: Staged, tally: Tally) -> bool:
+        """Insert what the route makes of new rows. False: as for `_copy`."""
+        outcomes: list[Outcome] = []
+        refused = self._savepoints.attempt(
+            "towline_direct", lambda: outcomes.append(self._run("insert", route, staged, dialect.insert))
+        )
+        self._direct.noted(route, worked=refused is None)
+        if refused is not None:
+            return False
+        if route.filtered:
+            tally.updated(route, len(staged), outcomes[0])
+        else:
+            tally.of(route).upserted += len(staged)
+        return True
 
     def _run(
         self, verb: str, route: Route, staged: Staged, build: Callable[..., str | None], *details: object

@@ -1,8 +1,9 @@
-"""The direct path: new rows of an identity route are COPYed straight into its table.
+"""The direct path: new rows are written without looking for older ones.
 
-That is possible when the bytes of the source's columns are what the target's types read: binary forms, and the same
-types. Where rows are at the target already (a replay, or a snapshot that ran into its stream) it fails, and the rows
-are staged; it is tried less often then, until it works again.
+Those of an identity route are COPYed straight into its table, when the bytes of the source's columns are what the
+target's types read: binary forms, and the same types. Others are staged, and what the route makes of them is inserted.
+Where rows are at the target already (a replay, or a snapshot that ran into its stream) it fails, and the rows
+are merged; it is tried less often then, until it works again.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ class Direct:
         self._pause: dict[str, int] = {}
         self._skips: dict[str, int] = {}
 
+    def fits(self, route: Route, rowset: RowSet) -> bool:
+        """Whether the route copies such rows byte for byte."""
+        if route.name not in self._fits:
+            self._fits[route.name] = fits(route, rowset.relation)
+        return self._fits[route.name]
+
     def wanted(self, route: Route, rowset: RowSet) -> bool:
         """Whether to try it for these rows, all of which are new."""
         if not self._enabled or len(rowset) <= FEW:
-            return False
-        if route.name not in self._fits:
-            self._fits[route.name] = fits(route, rowset.relation)
-        if not self._fits[route.name]:
             return False
         if self._skips.get(route.name, 0) > 0:
             self._skips[route.name] -= 1

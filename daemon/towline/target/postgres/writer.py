@@ -38,7 +38,7 @@ from towline.snapshot import STREAMING
 from towline.target import Checkpoint, ChunkLoad, Committed, Counts, Reread, RouteState
 from towline.target.postgres import control
 from towline.target.postgres.apply import Applier
-from towline.target.postgres.attempt import CopiedAgain
+from towline.target.postgres.attempt import Routes
 from towline.target.postgres.executor import Executor
 from towline.target.postgres.ledger import Control, lock_key
 from towline.target.postgres.quarantine import Quarantine
@@ -159,12 +159,13 @@ class PostgresTarget:
             self._sums = self._read_sums(connection)
             return checkpoint
 
-    def copied_again(self, ask: CopiedAgain, marked: AbstractSet[str]) -> None:
+    def copied_again(self, ask: Routes, marked: AbstractSet[str], copying: Routes) -> None:
         """Whom to ask which routes are copied over what is there, so that room is made where rows are in the way.
 
-        ``marked``: those that were when this began; some may have been swept since.
+        ``marked``: those that were when this began; some may have been swept since. ``copying``: whom to ask which are
+        being copied, for the first time or again.
         """
-        self._applying().copied_again(ask, marked)
+        self._applying().copied_again(ask, marked, copying)
 
     def note_timeline(self, timeline: int) -> None:
         """The checkpoint's position is in the history of that timeline, on which the source is now. Raises Fenced."""

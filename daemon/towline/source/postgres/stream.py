@@ -57,10 +57,9 @@ STATUS_EVERY = (0.2, 10.0)
 SILENCE = 150.0
 #: Naps between bursts, seconds.
 SHORTEST_NAP, LONGEST_NAP = 0.0001, 0.001
-#: Of this many bytes read in one go the burst is said to be over, so that the consumer gets something.
-BURST = 1 << 20
-#: Bytes that libpq takes from the socket at a time.
-RECEIVED = 1 << 14
+#: After this time of reading in one go (seconds) the burst is said to be over, so that the consumer gets something, and
+#: the server its status updates.
+BURST = 0.01
 #: How long `close` waits for the reader.
 CLOSE_WITHIN = 1.0
 
@@ -281,14 +280,15 @@ class PostgresStream:
         gatherer, walsender = self._gatherer, self._walsender
         feed, changes = self._decoder.feed, self._decoder.changes
         position = self._received
-        heard = 0
-        for _ in range(BURST // RECEIVED):
+        began = time.monotonic()
+        heard = False
+        while time.monotonic() - began < BURST:
             walsender.receive()
             messages = walsender.messages()
             message = next(messages, None)
             if message is None:
                 break
-            heard += 1
+            heard = True
             gatherer.received = time.time()
             while message is not None:  # of changes, only some come through here
                 if len(message) < LEAST:
@@ -305,7 +305,7 @@ class PostgresStream:
         if heard:
             self._heard_at = time.monotonic()
         self._offer(position)
-        return heard > 0
+        return heard
 
     def _keepalive(self, message: bytes) -> int:
         """Take a keepalive, and answer if it asks for that. Returns its position."""

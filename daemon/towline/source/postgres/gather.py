@@ -12,7 +12,6 @@ Not for several threads at once.
 
 from __future__ import annotations
 
-import sys
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,6 +30,8 @@ from towline.source.postgres import few_tuples, tuples
 FEW = 40
 #: As many values are framed together: what is worked on then stays in the processor's cache, however wide the table.
 BLOCK = 20_000
+#: More than a piece can have.
+UNBOUNDED = 1 << 62
 
 
 class Batch(Protocol):
@@ -155,7 +156,7 @@ class Gatherer(Generic[B]):
     how much a piece may hold.
     """
 
-    def __init__(self, start: int, max_rows: int = sys.maxsize, max_bytes: int = sys.maxsize) -> None:
+    def __init__(self, start: int, max_rows: int = UNBOUNDED, max_bytes: int = UNBOUNDED) -> None:
         self.max_rows = max_rows
         self.max_bytes = max_bytes
         self.order = 0

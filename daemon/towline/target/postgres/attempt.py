@@ -373,7 +373,9 @@ class Attempts:
         """Insert what the route makes of new rows. False: as for `_copy`."""
         outcomes: list[Outcome] = []
         refused = self._savepoints.attempt(
-            "towline_direct", lambda: outcomes.append(self._run("insert", route, staged, dialect.insert))
+            "towline_direct",
+            lambda: outcomes.append(self._run("insert", route, staged, dialect.insert)),
+            without_rows=lambda: None,
         )
         self._direct.noted(route, worked=refused is None)
         if refused is not None:

@@ -57,9 +57,11 @@ STATUS_EVERY = (0.2, 10.0)
 SILENCE = 150.0
 #: Naps between bursts, seconds.
 SHORTEST_NAP, LONGEST_NAP = 0.0001, 0.001
-#: After this time of reading in one go (seconds) the burst is said to be over, so that the consumer gets something, and
-#: the server its status updates.
-BURST = 0.01
+#: After so many bytes, or seconds, of reading in one go the burst is said to be over, so that the consumer gets
+#: something, and the server its status updates.
+BURST, BURST_SECONDS = 1 << 20, 0.05
+#: Bytes that libpq takes from the socket at a time.
+RECEIVED = 1 << 14
 #: How long `close` waits for the reader.
 CLOSE_WITHIN = 1.0
 
@@ -282,7 +284,9 @@ class PostgresStream:
         position = self._received
         began = time.monotonic()
         heard = False
-        while time.monotonic() - began < BURST:
+        for _ in range(BURST // RECEIVED):
+            if time.monotonic() - began > BURST_SECONDS:
+                break
             walsender.receive()
             messages = walsender.messages()
             message = next(messages, None)

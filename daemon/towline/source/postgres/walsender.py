@@ -18,12 +18,10 @@ Source: https://www.postgresql.org/docs/current/protocol-replication.html.
 
 from __future__ import annotations
 
-import re
 import select
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import conninfo, pq, sql
@@ -33,11 +31,8 @@ from towline.position import format_lsn
 from towline.postgres import session, statements
 from towline.source import Identity, SlotState
 from towline.source.postgres import identity, published, slot_checks
+from towline.source.postgres.notices import Notices
 from towline.source.postgres.routed import Routed
-from towline_transforms.schema import TableName
-
-if TYPE_CHECKING:
-    from psycopg.errors import Diagnostic
 
 #: Where the output plugin's bytes begin in an XLogData message.
 XLOG_HEADER = 25
@@ -56,7 +51,6 @@ _PARTITIONED = """
 _TIMEOUT = "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'"
 #: What servers up to 15 and from 16 on say when the role lacks REPLICATION; libpq passes no SQLSTATE on here.
 _NOT_ALLOWED = ("replication role to start walsender", "to start WAL sender")
-_NO_IDENTITY = re.compile(r'no tuple identifier for \w+ in table "(.*)"\."(.*)"\Z', re.DOTALL)
 
 
 class Walsender:
@@ -81,8 +75,8 @@ class Walsender:
                 raise errors.SourceRefused("the role lacks the attribute REPLICATION") from None
             raise session._refusal(error, target, "source") from None
         self._pgconn = self._connection.pgconn
-        self._connection.add_notice_handler(self._notice)
-        self._notices: list[tuple[str, str]] = []
+        self.notices = Notices()
+        self._connection.add_notice_handler(self.notices.note)
         self._unsent: bytes | None = None
         self._flushed = True
 
@@ -210,24 +204,6 @@ class Walsender:
         if size < 0:
             self._ended()
 
-    def check_notices(self, routed: Routed) -> None:
-        """Raise what a warning of the output plugin means, when it is about a table that is wanted."""
-        if not self._notices:
-            return
-        notices, self._notices = self._notices, []
-        for sqlstate, message in notices:
-            table = _NO_IDENTITY.search(message)
-            if table is not None:
-                name = TableName(table[1], table[2])
-                if routed.find(name) is not None:
-                    raise errors.SourceTableChanged(
-                        f"{name} has no replica identity in the log at this point: "
-                        "an update or a delete could not name its row"
-                    )
-            elif sqlstate == "55000":
-                kind = errors.PublicationMissing if "publication" in message else errors.NotSetUp
-                raise kind(f"the server goes on without what it was asked for: {message}", sqlstate=sqlstate)
-
     def send_status(self, position: int, *, ask: bool = False) -> None:
         """Tell the server that everything before the position is durable; ``ask`` it to answer.
 
@@ -255,10 +231,6 @@ class Walsender:
         self._connection.close()
 
     # ---- errors ----------------------------------------------------------------------------------------------
-
-    def _notice(self, diagnostic: Diagnostic) -> None:
-        if diagnostic.severity_nonlocalized == "WARNING":
-            self._notices.append((diagnostic.sqlstate or "", diagnostic.message_primary or ""))
 
     def _lost(self, error: psycopg.Error) -> errors.TowlineError:
         """What ended the connection: what the server said before it, if it said anything."""

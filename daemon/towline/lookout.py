@@ -21,6 +21,7 @@ from towline.intake import Intake
 from towline.logs import event
 from towline.postgres.line import within
 from towline.postgres.session import connect, translating
+from towline.silent_line import SilentLine
 from towline.source import Tables
 from towline.target.postgres import source_tables
 from towline.target.postgres.writer import PostgresTarget
@@ -53,7 +54,7 @@ class Lookout:
         self, config: PipelineConfig, intake: Intake, notice: Callable[[], None], target: PostgresTarget
     ) -> None:
         self._attempt = target
-        self._silent: tuple[float, float, int] | None = None  # since when, in which call, with so many bytes passed
+        self._line = SilentLine(SILENCE)
         self.worked = 0.0
         self._config = config
         self._intake = intake
@@ -95,15 +96,11 @@ class Lookout:
                 at_work = session.execute(_WORKING, working).fetchone() is not None
         except TowlineError:
             self.close()
-            self._silent = None
             return
-        if at_work or (self._silent is not None and self._silent[2] != traffic):
-            self.worked = time.monotonic()
-        if at_work or called is None or traffic is None:
-            self._silent = None
-        elif self._silent is None or self._silent[1:] != (called, traffic):
-            self._silent = (time.monotonic(), called, traffic)
-        elif time.monotonic() - self._silent[0] > SILENCE:
+        now = time.monotonic()
+        if at_work or self._line.moved(traffic):
+            self.worked = now
+        if self._line.dead(now, called, traffic, at_work):
             self._hang_up()
 
     def _hang_up(self) -> None:
@@ -116,7 +113,6 @@ class Lookout:
             detail=f"for {SILENCE:.0f} s the target has had nothing to do, and the daemon waits for its answer: "
             "the line between them is dead",
         )
-        self._silent = None
         self._attempt.close()
 
     def _session(self) -> psycopg.Connection[Any]:

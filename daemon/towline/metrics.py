@@ -16,7 +16,7 @@ from towline import __version__
 from towline.target import Checksum, Committed, RouteState
 
 PIPELINE, ROUTE, OPERATION, CODE, STATE, ROLE = "pipeline", "route", "operation", "code", "state", "role"
-ACTION = "action"
+ACTION, MODE = "action", "mode"
 
 ROWS = "towline_rows"
 BATCHES = "towline_batches"
@@ -39,11 +39,13 @@ ROUTE_SWEEP = "towline_route_sweep"
 LEDGER_IMBALANCE = "towline_ledger_imbalance_rows"
 LEDGER_CHECKSUM = "towline_ledger_checksum"
 ROLE_STATE = "towline_role"
+SOURCE_MODE = "towline_source_mode"
 BUILD = "towline_build_info"
 UP_SINCE = "towline_up_since_timestamp_seconds"
 
 OPERATIONS = ("upserted", "deleted", "superseded", "filtered", "quarantined")
 STATES = ("pending", "copying", "streaming")
+MODES = ("stream", "catch_up")
 ROLES = ("starting", "standby", "active", "backoff", "stopping")
 
 #: Seconds of one target transaction, from a prompt small batch to one that loads a whole chunk.
@@ -100,6 +102,7 @@ class Metrics:
             LEDGER_CHECKSUM, "1 for what is known of the route's running checksum of source keys.", ROUTE, STATE
         )
         self._role = self._gauge(ROLE_STATE, "1 for what this daemon is doing.", ROLE)
+        self._mode = self._gauge(SOURCE_MODE, "1 for how the source's log is read; 0 for both when it is not.", MODE)
         self._gauge(BUILD, "1; the labels tell the version.", "version", "python").labels(
             pipeline, __version__, platform.python_version()
         ).set(1)
@@ -110,6 +113,7 @@ class Metrics:
         for plain in (self._batches, self._checkpoint, self._applied, self._restart, *spool):
             plain.labels(pipeline)
         self.role("starting")
+        self.mode("")
 
     def committed(self, committed: Committed, position: int) -> None:
         """A target transaction was committed, up to ``position``."""
@@ -182,6 +186,11 @@ class Metrics:
         """What this daemon is doing: one of ROLES."""
         for name in ROLES:
             self._role.labels(self.pipeline, name).set(name == role)
+
+    def mode(self, mode: str) -> None:
+        """How the source's log is read: one of MODES, or empty when it is not."""
+        for name in MODES:
+            self._mode.labels(self.pipeline, name).set(name == mode)
 
     def forget_routes(self, routes: Iterable[str]) -> None:
         """Routes that a new configuration no longer has."""

@@ -24,6 +24,7 @@ class Monitor:
 
     ``spooled``: how many transactions under way are kept, and how many bytes of disk they take. ``restart`` is told the
     slot's restart position whenever it was looked at.
+    ``sampled`` is told the end of the log each time, with the restart position that was seen last.
     ``pulse`` is called each time, whether the source answers or not.
     ``reached``: the position up to which the target has everything; None while nobody knows, when the slot tells what
     was acknowledged. ``clock``: of an earlier monitor, to go on from what that saw.
@@ -40,6 +41,7 @@ class Monitor:
         clock: LagClock | None = None,
         look: Callable[[Tables], None] = lambda tables: None,
         pulse: Callable[[], None] = lambda: None,
+        sampled: Callable[[int, int], None] = lambda position, restart: None,
         every: float = 1.0,
         slot_every: int = 10,
     ) -> None:
@@ -50,6 +52,7 @@ class Monitor:
         self._restart = restart
         self._look = look
         self._pulse = pulse
+        self._sampled = sampled
         self._every = every
         self._slot_every = slot_every
         self._clock = clock if clock is not None else LagClock()
@@ -68,7 +71,7 @@ class Monitor:
 
     def _run(self) -> None:
         tables: Tables | None = None
-        turn = 0
+        turn = restart = 0
         try:
             while not self._stop.wait(self._every if turn else 0):
                 try:
@@ -84,6 +87,8 @@ class Monitor:
                             self._confirmed = slot.confirmed
                             self._metrics.slot(slot.retained_bytes, slot.restart)
                             self._restart(slot.restart)
+                            restart = slot.restart
+                        self._sampled(position, restart)
                         self._look(tables)
                 except TowlineError as error:
                     event(log, logging.DEBUG, "source_not_sampled", code=error.code)

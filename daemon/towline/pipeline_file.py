@@ -115,6 +115,10 @@ class SourceConfig(_End):
         default="auto",
         description="Whether large transactions come while they are under way: auto where the source can, or off.",
     )
+    catch_up: Literal["auto", "off"] = Field(
+        default="auto",
+        description="Whether a large backlog is read through SQL, which costs the source less: auto or off.",
+    )
 
 
 class TargetConfig(_End):

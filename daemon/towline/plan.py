@@ -357,9 +357,9 @@ def _consistent(
     anew = None if checkpoint is None or publication is None else publication.made_anew(checkpoint.publication)
     if anew is not None:
         raise anew
-    if checkpoint is None and slot.active_pid:
+    if checkpoint is None and (slot.active_pid or slot.catching_up):
         raise SlotInUse(
-            f"slot {config.source.slot} exists and process {slot.active_pid} streams from it, "
+            f"slot {config.source.slot} exists and a daemon (process {slot.active_pid or 'unknown'}) reads from it, "
             "but this target has no checkpoint",
             hint="Is it another pipeline of the same name? Then give this one another name, or another `source.slot`.",
         )

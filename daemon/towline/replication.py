@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from towline import spooling
 from towline.breaker import Breaker, Limits
+from towline.catch_up import CatchUp
 from towline.change import Chunk, Relation
 from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
@@ -33,6 +34,7 @@ from towline.errors import (
 from towline.frame import Frame
 from towline.intake import Intake, take_in
 from towline.lag import LagClock
+from towline.log_reader import LogReader
 from towline.logs import event
 from towline.lookout import Lookout
 from towline.metrics import Metrics
@@ -43,12 +45,10 @@ from towline.position import before_page_header, format_lsn
 from towline.recounter import Recounter
 from towline.republish import interruption
 from towline.snapshot import STREAMING, Snapshots
-from towline.source import Identity, Stream
+from towline.source import Identity, Stream, Tables
 from towline.source.postgres import identity as identities
 from towline.source.postgres.findings import FAILOVER_SINCE
-from towline.source.postgres.spool import Spool
 from towline.source.postgres.standby import StandbyStream
-from towline.source.postgres.stream import PostgresStream
 from towline.source.postgres.tables import PostgresTables
 from towline.source.postgres.timelines import Timelines, identify
 from towline.spooling import Spooling
@@ -114,6 +114,7 @@ class Replication:
         announce: Callable[[str], None],
         predecessor: Session | None = None,
         streaming: Streaming | None = None,
+        catch_up: CatchUp | None = None,
         clock: LagClock | None = None,
         breaker: Breaker | None = None,
     ) -> None:
@@ -122,6 +123,7 @@ class Replication:
         self._predecessor = predecessor
         self._streaming = streaming or Streaming()
         self._spooling = Spooling(config, self._streaming)
+        self._catch_up = catch_up or CatchUp()
         #: Whether the attempt ended because another one can do better.
         self.again = False
         self._config = config
@@ -266,18 +268,27 @@ class Replication:
             until = before_page_header(intake.halt_at)
         if intake.halt is not None and intake.at_once:
             raise self._halted(intake, intake.halt, checkpoint.position)
+        log_reader = LogReader(
+            config,
+            prepared.relations,
+            identity=identity,
+            tables=tables,
+            name=name,
+            spooling=self._spooling,
+            catch_up=self._catch_up,
+            metrics=self._metrics,
+            announce=self._announce,
+        )
         try:
-            spool = self._spooling.open(identity.server_version, tables.slot().restart, tables.position())
-            reading = self._stream(intake, checkpoint, tables, name, spool, identity)
+            stream: Stream = log_reader.open(checkpoint.position)
         except NotSetUp:
             # It may be about a table that has changed since it was looked at.
             if tables.footprint(intake.oids, config.source.publication) == intake.footprint:
                 raise
             return True
-        stack.callback(reading.close)
+        stack.callback(log_reader.close)
         if (interrupted := interruption(config.source.publication, intake.interrupted)) is not None:
             raise interrupted
-        stream: Stream = reading
         if identity.in_recovery:
             stream = StandbyStream(stream, self._timelines(identity), identity.timeline)
             stack.callback(stream.close)
@@ -332,6 +343,14 @@ class Replication:
         lookout = Lookout(config, intake, pipeline.stop, target)
         stack.callback(lookout.end)
 
+        def look(tables: Tables) -> None:
+            lookout.look(tables)
+            log_reader.look(tables)
+
+        def pulse() -> None:
+            lookout.pulse()
+            log_reader.pulse()
+
         def restart_position(position: int) -> None:
             if self._spooling.resumes(position):
                 self.again = True
@@ -342,10 +361,11 @@ class Replication:
             lambda: pipeline.durable,
             self._metrics,
             clock=self._clock,
-            spooled=lambda: reading.spooled,
+            spooled=log_reader.spooled,
+            sampled=log_reader.sampled,
             restart=restart_position,
-            look=lookout.look,
-            pulse=lookout.pulse,
+            look=look,
+            pulse=pulse,
             slot_every=1 if self._streaming.suspended else 10,
         )
         monitor.start()
@@ -389,31 +409,6 @@ class Replication:
         if intake.halt is not None and not self._stopping() and not lookout.noticed and not self.again:
             raise self._halted(intake, intake.halt, pipeline.checkpoint)
         return lookout.noticed
-
-    def _stream(
-        self,
-        intake: Intake,
-        checkpoint: Checkpoint,
-        tables: PostgresTables,
-        application_name: str,
-        spool: Spool | None,
-        identity: Identity,
-    ) -> PostgresStream:
-        config = self._config
-        return PostgresStream(
-            config.source.dsn.get_secret_value(),
-            slot=config.source.slot,
-            publication=config.source.publication,
-            plugin=config.source.plugin,
-            relations=intake.prepared.relations,
-            start=checkpoint.position,
-            max_rows=config.batch.max_rows,
-            max_bytes=config.batch.max_bytes,
-            resolve=tables.root_of,
-            application_name=application_name,
-            spool=spool,
-            server=identity,
-        )
 
     def _adopt(self, intake: Intake, target: PostgresTarget) -> None:
         """Make durable what the changes of the source's tables take, and tell of them."""

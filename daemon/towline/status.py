@@ -77,7 +77,7 @@ class Trouble:
 class Status:
     """A pipeline at one moment. Positions are of the source's log; None is what could not be read.
 
-    ``role``: ``active`` when a daemon streams from the slot, ``stopped`` when none does, else ``unknown``.
+    ``role``: ``active`` when a daemon reads from the slot, ``stopped`` when none does, else ``unknown``.
     ``lag_seconds``: at most so far is the target behind; exact to ``checkpoint_seconds`` when idle.
     """
 
@@ -122,7 +122,8 @@ class Status:
             else {
                 "name": self.slot_name,
                 "exists": slot.exists,
-                "active": slot.active_pid != 0,
+                "active": _read(slot),
+                "catching_up": slot.catching_up,
                 "wal_status": slot.wal_status,
                 "confirmed": format_lsn(slot.confirmed),
                 "restart": format_lsn(slot.restart),
@@ -242,7 +243,7 @@ class Reader:
             lag_seconds = _lag_seconds(lag_bytes, checkpoint, target)
         return Status(
             pipeline=self._config.pipeline,
-            role="unknown" if source is None else "active" if source.slot.active_pid else "stopped",
+            role="unknown" if source is None else "active" if _read(source.slot) else "stopped",
             checkpoint=checkpoint,
             source=source.identity if source is not None else None,
             source_position=source.position if source is not None else None,
@@ -339,6 +340,10 @@ def _route(name: str, target: _Target) -> RouteStatus:
         sweep=state.sweep,
         quarantine_open=aside,
     )
+
+
+def _read(slot: SlotState) -> bool:
+    return slot.active_pid != 0 or slot.catching_up
 
 
 def _trouble(error: TowlineError, side: str) -> Trouble:

@@ -18,6 +18,7 @@ from pathlib import Path
 from towline import new_tables
 from towline.backoff import MOST, Backoff
 from towline.breaker import Breaker
+from towline.catch_up import CatchUp
 from towline.config import PipelineConfig, load
 from towline.errors import Action, LedgerImbalance, ReloadRefused, TowlineError
 from towline.lag import LagClock
@@ -153,7 +154,7 @@ class Supervisor:
     def _attempts(self, until_caught_up: bool) -> int:
         failures = 0
         predecessor: Session | None = None
-        streaming, breaker = Streaming(), Breaker()
+        streaming, breaker, catch_up = Streaming(), Breaker(), CatchUp()
         while not self._stop.is_set():
             self._wake.clear()
             if self._reload.is_set():
@@ -168,6 +169,7 @@ class Supervisor:
                 announce=self._announce,
                 predecessor=predecessor,
                 streaming=streaming,
+                catch_up=catch_up,
                 clock=self._clock,
                 breaker=breaker,
             )

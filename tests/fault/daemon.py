@@ -2,9 +2,11 @@
 
     python -m tests.fault.daemon PIPELINE.yaml [POINT COUNT]
     python -m tests.fault.daemon PIPELINE.yaml --strings [POINT COUNT]
+    python -m tests.fault.daemon PIPELINE.yaml --sips [POINT COUNT]
 
 With a point, SIGKILL comes the COUNT-th time that the loop passes it: no handler runs, nothing is flushed. With
-``--strings`` it is paused there instead, and can be moved in other ways (see `tests.fault.strings`).
+``--strings`` it is paused there instead, and can be moved in other ways (see `tests.fault.strings`). With ``--sips`` a
+backlog of a few megabytes is far behind, and read through SQL in small gulps.
 """
 
 from __future__ import annotations
@@ -16,11 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.fault.strings import pulled
+from towline import catch_up
 from towline.config import load
 from towline.errors import TowlineError
 from towline.logs import configure
 from towline.pipeline import POINTS
+from towline.source.postgres import backlog
+from towline.source.postgres.catch_up_stream import POINTS as CATCH_UP_POINTS
 from towline.supervisor import run
+
+#: With these a test need not write hundreds of megabytes. A backlog of 20 is read in two gulps.
+SIPS = catch_up.Bounds(enter=1 << 20, leave=100_000, least=16 << 20, most=16 << 20, follow=1 << 30, again=1000)
 
 
 def main(arguments: list[str]) -> int:
@@ -29,8 +37,11 @@ def main(arguments: list[str]) -> int:
     if "--strings" in arguments:
         strings = pulled(*arguments[2:])
         return daemon(path, strings.announce)
+    if "--sips" in arguments:
+        arguments.remove("--sips")
+        catch_up.BOUNDS, backlog.AHEAD = SIPS, 100_000
     point, left = (arguments[1], int(arguments[2])) if len(arguments) > 1 else ("", 0)
-    if point and point not in POINTS:
+    if point and point not in POINTS + CATCH_UP_POINTS:
         raise SystemExit(f"no such point: {point}")
 
     def announce(passed: str) -> None:

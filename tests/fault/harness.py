@@ -167,7 +167,7 @@ class Fault:
     def never_ahead(self) -> None:
         """The slot was not confirmed beyond the checkpoint (promise 2). Read in this order, since both move on."""
         confirmed = self.at_source(
-            "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database()"
+            "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database() AND NOT temporary"
         )
         assert parse_lsn(str(confirmed[0][0])) <= self.position()
 

@@ -6,17 +6,18 @@ import threading
 import time
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from tests.support.proxy import Proxy
 from tests.support.wait import until
-from towline import lookout, monitor
+from towline import catch_up, log_reader, lookout, monitor
 from towline.demo.server import Server
 from towline.errors import SourceUnavailable, TargetUnavailable, TowlineError
 from towline.replication import Replication
-from towline.source.postgres import stream
+from towline.source.postgres import backlog, stream
 
 ROUTES = "  - {from: public.*, into: replica.*}"
 
@@ -125,6 +126,50 @@ def test_a_dead_line_to_the_target_is_noticed(
             before.cut()
             thread.join(20)
         assert direct.same("t", "replica.t") == 2
+
+
+def test_a_dead_line_under_a_backlog_is_noticed(
+    pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is read through SQL, the source says on another line that it is not at work for it."""
+    source, hub = new_database(pg18), new_database(hub18)
+    raised: list[TowlineError] = []
+    stop = threading.Event()
+    monkeypatch.setattr(catch_up, "BOUNDS", catch_up.Bounds(enter=1 << 20, leave=1 << 16, follow=1 << 30, again=1000))
+    monkeypatch.setattr(backlog, "AHEAD", 1 << 16)
+    monkeypatch.setattr(log_reader, "SILENCE", 2.0)
+    monkeypatch.setattr(monitor, "ANSWER", 1.0)
+    with Proxy(pg18.port, window=32 * 1024) as proxy, psycopg.connect(hub) as lock:
+        line = Line.make(tmp_path, proxy.dsn(source), hub, ROUTES, more="batch: {max_rows: 100}")
+        line.at_source("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        line.at_source("INSERT INTO t VALUES (-1)")
+        line.apply()
+        line.run()
+        direct = Line(source, hub, line.path, line.metrics)
+        with psycopg.connect(source, autocommit=True) as writer:
+            writer.execute("UPDATE t SET v = 'changed'")
+            for n in range(100):
+                insert = "INSERT INTO t SELECT n, repeat('x', 3000) FROM generate_series(%s::int, %s::int) n"
+                writer.execute(insert, (100 * n, 100 * n + 99))
+        lock.execute("SELECT FROM replica.t FOR UPDATE")
+        attempt = line.replication(stop.is_set)
+
+        thread = threading.Thread(target=until_unavailable, args=(attempt, raised))
+        thread.start()
+        try:
+            sending = "query LIKE 'COPY (SELECT data FROM pg_logical_slot_get%' AND wait_event = 'ClientWrite'"
+            until(lambda: direct.at_source(f"SELECT pid FROM pg_stat_activity WHERE {sending}"))
+            proxy.deaden()
+            lock.rollback()
+            thread.join(30)
+            assert not thread.is_alive(), "it waits for a line that is dead"
+            assert isinstance(raised[0], SourceUnavailable)
+        finally:
+            stop.set()
+            proxy.cut()
+            thread.join(20)
+        direct.run()
+        assert direct.same("t", "replica.t") == 10_001
 
 
 def test_a_slow_line_to_the_target_is_not_a_dead_one(

@@ -427,7 +427,9 @@ class Trial:
 
     def never_ahead(self) -> None:
         """The slot is not confirmed beyond the checkpoint. Read in this order, since both move on."""
-        query = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database()"
+        query = (
+            "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database() AND NOT temporary"
+        )
         read = self.pair[1].dsn(self.name["source"]) if self._from_standby else self.source
         with psycopg.connect(read, autocommit=True) as connection:
             slots = connection.execute(query).fetchall()

@@ -38,9 +38,9 @@ def large(
     rows: int, streaming: str, source: Server, hub: Server, new_database: NewDatabase, directory: Path, patience: float
 ) -> int:
     """Rows inserted in one transaction, and deleted in part in another; returns the daemon's peak of memory (bytes)."""
-    line = Line.make(
-        directory, new_database(source), new_database(hub), "  - {from: public.*, into: replica.*}", streaming=streaming
-    )
+    routes = "  - {from: public.*, into: replica.*}"
+    ends = new_database(source), new_database(hub)
+    line = Line.make(directory, *ends, routes, streaming=streaming, catch_up="off")  # where the source would spill
     line.at_source("CREATE TABLE big (id bigint PRIMARY KEY, v int)")
     with psycopg.connect(line.source, autocommit=True) as connection:
         name = sql.Identifier(connection.info.dbname)

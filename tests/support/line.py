@@ -44,6 +44,7 @@ class Line:
         *,
         plugin: str = "pgoutput",
         streaming: str = "auto",
+        catch_up: str = "auto",
         more: str = "",
     ) -> Line:
         """Write the pipeline file; nothing is created yet."""
@@ -51,7 +52,8 @@ class Line:
         path = directory / f"{name}.yaml"
         path.write_text(
             f"pipeline: {name}\n"
-            f'source: {{kind: postgres, dsn: "{source}", plugin: {plugin}, streaming: {streaming}}}\n'
+            f'source: {{kind: postgres, dsn: "{source}", plugin: {plugin}, streaming: {streaming}, '
+            f"catch_up: {catch_up}}}\n"
             f'target: {{kind: postgres, dsn: "{hub}"}}\n'
             f"web: {{port: 0}}\ncheckpoint_seconds: 0.5\n{more}\nroutes:\n{routes}\n",
             "utf-8",

@@ -46,7 +46,10 @@ RULES = (
     Rule(
         "decoders turn bytes into messages: no I/O, no driver, no log, no clock",
         (
-            *(f"towline.source.postgres.{name}" for name in ("pgoutput", "streamed", "wal2json", "tuples")),
+            *(
+                f"towline.source.postgres.{name}"
+                for name in ("pgoutput", "streamed", "wal2json", "tuples", "copy_rows")
+            ),
             *("towline.frame", "towline.change", "towline.compact", "towline.position"),
         ),
         OUTSIDE,
@@ -54,7 +57,14 @@ RULES = (
     ),
     Rule(
         "decisions are made apart from I/O",
-        ("towline.snapshot", "towline.lag", "towline.start_checks", "towline.streaming"),
+        (
+            "towline.snapshot",
+            "towline.lag",
+            "towline.start_checks",
+            "towline.streaming",
+            "towline.catch_up",
+            "towline.silent_line",
+        ),
         OUTSIDE,
         deep=True,
     ),

@@ -40,7 +40,8 @@ def duration(seconds: float | None) -> str:
 def headline(status: Status) -> list[tuple[str, str]]:
     """The pipeline as a whole: names and texts."""
     checkpoint, slot = status.checkpoint, status.slot
-    lines = [("pipeline", status.pipeline), ("daemon", status.role)]
+    catching_up = slot is not None and slot.catching_up
+    lines = [("pipeline", status.pipeline), ("daemon", f"{status.role}{', catching up' if catching_up else ''}")]
     if checkpoint is not None:
         lines.append(
             ("checkpoint", f"{format_lsn(checkpoint.position)}, written {checkpoint.updated_at:%Y-%m-%d %H:%M:%S %Z}")

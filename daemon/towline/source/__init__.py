@@ -83,6 +83,7 @@ class SlotState:
 
     ``invalidation``: pg_replication_slots.invalidation_reason, or ``conflict`` where the server only has that word.
     ``failover``: standbys have a copy of it; ``synchronized``: it is such a copy, and the server still a standby.
+    ``catching_up``: a daemon reads its backlog through a temporary copy of it.
     """
 
     exists: bool
@@ -97,6 +98,7 @@ class SlotState:
     invalidation: str = ""
     failover: bool = False
     synchronized: bool = False
+    catching_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,9 @@ class Tables(Protocol):
 
     def count_keys(self, relation: Relation, began: Callable[[Visibility], None]) -> KeyCount:
         """The sum over all keys of the table, in one snapshot: a scan. ``began`` is told the snapshot before it."""
+
+    def at_work(self, pid: int, started: int) -> bool:
+        """Whether a session of ours runs a statement and does not wait for its client. ``started``: microseconds."""
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
         """End the connection when the block takes longer than that: what is asked in it is answered at once."""

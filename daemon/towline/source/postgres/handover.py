@@ -28,6 +28,8 @@ QUEUED = 2
 SHORTEST_NAP, LONGEST_NAP = 0.0001, 0.001
 #: Of this many bytes read in one go the burst is said to be over, so that the consumer gets something.
 BURST = 1 << 20
+#: Bytes that libpq takes from the socket at a time.
+RECEIVED = 1 << 14
 
 
 class Closed(Exception):
@@ -66,7 +68,7 @@ class Handover:
         self._woken = False
         # The reader's own.
         self.told = position  # the newest position with everything before it decoded
-        self.whole = True  # the piece that was pushed last ended at a transaction's end
+        self._whole = True  # the piece that was pushed last ended at a transaction's end
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
@@ -156,7 +158,7 @@ class Handover:
         """Give the consumer a piece."""
         with self._changed:
             self.told = max(self.told, piece.end or 0)
-            self.whole = piece.end is not None
+            self._whole = piece.end is not None
             self._idle = 0
             self._pieces.append(piece)
             self._bytes += _size(piece)
@@ -177,6 +179,14 @@ class Handover:
         """The source would like to have this acknowledged."""
         with self._changed:
             self._wanted = position
+
+    @property
+    def whole(self) -> bool:
+        """Whether `hand_over` ends with a whole transaction."""
+        gatherer = self._gatherer
+        if gatherer.at_boundary:
+            return True
+        return gatherer.ready[-1].end is not None if gatherer.ready else self._whole
 
     def hand_over(self) -> None:
         """Push the whole transactions that are gathered: before the place at which a table has changed, or at the

@@ -27,7 +27,13 @@ _AGAIN = 2.0
 #: So many changes are enough to know that there is something (a transaction is always decoded to its end).
 _ENOUGH = 10_000
 
-_STATE = "SELECT active_pid IS NOT NULL FROM pg_replication_slots WHERE slot_name = %s AND slot_type = 'logical'"
+#: A daemon that reads its backlog through a copy (see backlog.sql) goes on with the slot itself.
+_STATE = """
+SELECT active_pid IS NOT NULL OR EXISTS (
+  SELECT FROM pg_replication_slots c WHERE c.temporary AND starts_with(
+    c.slot_name::text, left(s.slot_name::text, 30) || '_catchup_' || left(md5(s.slot_name::text), 8)))
+FROM pg_replication_slots s WHERE slot_name = %s AND slot_type = 'logical'
+"""
 
 #: Transactions with a row or a TRUNCATE; the greatest position of each is that of its COMMIT's end.
 _PGOUTPUT = """

@@ -29,7 +29,7 @@ from towline.change import Piece, Relation
 from towline.errors import SourceTableChanged, SourceUnavailable, StreamMalformed, TowlineError
 from towline.source import Identity
 from towline.source.postgres import decoding, identity
-from towline.source.postgres.handover import BURST, LONGEST_NAP, SHORTEST_NAP, Closed, Handover
+from towline.source.postgres.handover import BURST, LONGEST_NAP, RECEIVED, SHORTEST_NAP, Closed, Handover
 from towline.source.postgres.routed import Resolve, Routed
 from towline.source.postgres.spool import Spool
 from towline.source.postgres.walsender import KEEPALIVE, KEEPALIVE_SIZE, XLOG_DATA, XLOG_HEADER, Walsender
@@ -44,8 +44,6 @@ STATUS_EVERY = (0.2, 10.0)
 #: a dead line is TCP's to notice (see `towline.postgres.session`), and older servers are silent while they decode
 #: a large transaction of which nothing is wanted.
 SILENCE = 150.0
-#: Bytes that libpq takes from the socket at a time.
-RECEIVED = 1 << 14
 #: So many seconds of reading in one go are a burst, too, so that the server gets its status updates.
 BURST_SECONDS = 0.05
 #: How long `close` waits for the reader.

@@ -64,6 +64,12 @@ class PostgresTables:
         self._connection = session.connect(dsn, application_name=f"towline {slot}", side="source")
         self._high = High(self._flushed, self._writer_delay)
 
+    def at_work(self, pid: int, started: int) -> bool:
+        """See the contract."""
+        with self._session() as connection:
+            row = connection.execute(_SQL["at_work"], {"pid": pid, "started": started}).fetchone()
+        return row is not None
+
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
         """See the contract."""

@@ -13,6 +13,13 @@ SELECT
   (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
 ;
 
+-- name: at_work
+-- disabled: track_activities is off.
+SELECT FROM pg_stat_activity
+WHERE pid = %(pid)s AND (extract(epoch FROM backend_start) * 1000000)::bigint = %(started)s
+  AND state IN ('active', 'disabled') AND wait_event_type IS DISTINCT FROM 'Client'
+;
+
 -- name: slot
 -- Through jsonb, since servers before 16 and 17 lack some of the columns.
 SELECT
@@ -29,7 +36,11 @@ SELECT
   coalesce(
     to_jsonb(s)->>'invalidation_reason', CASE WHEN (to_jsonb(s)->>'conflicting')::bool THEN 'conflict' ELSE '' END),
   coalesce((to_jsonb(s)->>'failover')::bool, false),
-  coalesce((to_jsonb(s)->>'synced')::bool AND pg_is_in_recovery(), false)
+  coalesce((to_jsonb(s)->>'synced')::bool AND pg_is_in_recovery(), false),
+  -- A copy that a daemon reads its backlog through, see backlog.sql for its name.
+  EXISTS (
+    SELECT FROM pg_replication_slots c WHERE c.temporary AND starts_with(
+      c.slot_name::text, left(s.slot_name::text, 30) || '_catchup_' || left(md5(s.slot_name::text), 8)))
 FROM pg_replication_slots s
 WHERE s.slot_name = %(slot)s
 ;
@@ -54,9 +65,12 @@ SELECT transactionid::text::bigint FROM pg_locks WHERE locktype = 'transactionid
 ;
 
 -- name: end_walsender
+-- And who reads a backlog through a copy of the slot.
 SELECT pg_terminate_backend(s.active_pid)
 FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
-WHERE s.slot_name = %(slot)s AND a.application_name = %(name)s
+WHERE a.application_name = %(name)s AND (
+  s.slot_name = %(slot)s
+  OR s.temporary AND starts_with(s.slot_name::text, left(%(slot)s, 30) || '_catchup_' || left(md5(%(slot)s), 8)))
 ;
 
 -- name: as_seen

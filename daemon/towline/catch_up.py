@@ -1,0 +1,84 @@
+"""Shall a backlog be read through SQL rather than from the stream, and how much of it at a time?
+
+A walsender sends change by change, and costs the source much more than the same log decoded by one SQL statement. But
+a statement yields nothing before it has decoded all that it is asked for, and each begins at the slot's restart
+position, which stays where the oldest transaction began that was under way when the server last wrote down which were
+(every 15 seconds, and at checkpoints). So it pays when the target is far behind, with large *gulps*, and while the
+restart position follows.
+
+Sizes are bytes of the source's log; times are seconds of any one steady clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """``enter``, ``leave``: how far behind it begins and ends. ``least``, ``most``: of a gulp.
+
+    ``follow``: it begins only if the restart position is not further behind than that, and ends when it is more than
+    `RESTART_LEFT` times as far. ``again``: nor does it begin if what is decoded again is more than so many times the
+    backlog.
+    """
+
+    enter: int = 64 << 20
+    leave: int = 8 << 20
+    least: int = 64 << 20
+    most: int = 512 << 20
+    follow: int = 256 << 20
+    again: int = 1
+
+
+BOUNDS = Bounds()
+
+#: See `Bounds.follow`.
+RESTART_LEFT = 4
+#: After the source has refused it, and after so many attempts that failed within it without getting anywhere, it is
+#: tried again after so many seconds.
+FAILURES, AGAIN_AFTER = 2, 600.0
+
+
+class CatchUp:
+    """Lives as long as the daemon, over all its attempts."""
+
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        self._bounds = BOUNDS if bounds is None else bounds
+        self._not_before = 0.0
+        self._failures = 0
+
+    def enter(self, now: float, end: int, position: int, restart: int) -> bool:
+        """Whether to begin, at ``position``, while the log ends at ``end`` and the slot restarts at ``restart``."""
+        bounds = self._bounds
+        behind, before = end - position, position - restart
+        return (
+            now >= self._not_before and behind >= bounds.enter and before <= min(bounds.follow, behind * bounds.again)
+        )
+
+    def gulp(self, end: int, position: int, restart: int) -> int:
+        """Up to where to read next; 0: leave it to the stream from here on.
+
+        A gulp is at least as long as what has to be decoded again for it.
+        """
+        bounds = self._bounds
+        behind, before = end - position, position - restart
+        if behind < bounds.leave or before > bounds.follow * RESTART_LEFT:
+            return 0
+        size = min(max(before, bounds.least), bounds.most)
+        return end if behind <= size + bounds.leave else position + size
+
+    def gulped(self) -> None:
+        """A gulp was read."""
+        self._failures = 0
+
+    def refused(self, now: float) -> None:
+        """The source does not let us."""
+        self._not_before = now + AGAIN_AFTER
+
+    def failed(self, now: float) -> None:
+        """An attempt ended with an error while it caught up."""
+        self._failures += 1
+        if self._failures >= FAILURES:
+            self._failures = 0
+            self.refused(now)

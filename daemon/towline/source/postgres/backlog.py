@@ -1,0 +1,297 @@
+"""The log up to near its end, read through SQL: see `towline.catch_up` for when that is done.
+
+A reader's thread copies the slot into a temporary one and reads that in gulps, each by one statement that decodes the
+log up to a position; the next one is under way while the consumer still applies what is handed over of the last. The
+slot itself stands at what was acknowledged, and is advanced to it after each gulp, so that the source can remove log.
+So whatever ends the reader loses the copy, and nothing else.
+
+The messages are those of the stream, and the decoder is the same. Gulps end with whole transactions. Whatever the
+server refuses, and whatever its plugin warns of, is left to the stream, from the last transaction that was handed over.
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from towline.catch_up import CatchUp
+from towline.change import Piece, Relation
+from towline.errors import (
+    NotSetUp,
+    SlotAhead,
+    SlotInUse,
+    SourceTableChanged,
+    SourceUnavailable,
+    StreamMalformed,
+    TowlineError,
+)
+from towline.position import format_lsn
+from towline.source import Identity, SlotState
+from towline.source.postgres import decoding, identity, slot_checks
+from towline.source.postgres.copy_rows import ROW_HEADER, CopyRows
+from towline.source.postgres.handover import BURST, LONGEST_NAP, RECEIVED, SHORTEST_NAP, Closed, Handover
+from towline.source.postgres.routed import Resolve, Routed
+from towline.source.postgres.slot_copy import Refused, SlotCopy
+
+#: Bytes of pieces that may wait for the consumer, so that the next gulp is decoded meanwhile.
+AHEAD = 32 << 20
+#: How long the slot may take to be released by the walsender that was reading it (seconds).
+RELEASED_WITHIN = 10.0
+#: A consumer that takes nothing for so long makes it end: the statement's snapshot keeps the source from removing dead
+#: rows while it is open (seconds).
+PATIENCE = 60.0
+#: How long `close` waits for the reader before the statement under way is cancelled, and then for its end (seconds).
+_CLOSE_AT_ONCE, _CLOSE_WITHIN = 0.05, 1.0
+
+
+class Backlog:
+    """Changes of ``relations`` from position ``start`` on, until near the end of the log.
+
+    For the arguments see `towline.source.postgres.stream.PostgresStream`; ``acknowledged`` is what is durable, and
+    ``partitioned`` what the stream has found. When all has been taken, `drained`, the stream is to go on at
+    ``position``; ``refused`` says what the server refused, if it did. `poll` raises what a stream raises, and SlotAhead
+    when somebody else has confirmed the slot.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        slot: str,
+        publication: str,
+        plugin: str,
+        relations: Sequence[Relation],
+        start: int,
+        acknowledged: int,
+        max_rows: int,
+        max_bytes: int,
+        resolve: Resolve | None = None,
+        application_name: str = "",
+        server: Identity | None = None,
+        decision: CatchUp,
+        partitioned: bool,
+    ) -> None:
+        self._dsn = dsn
+        self._slot = slot
+        self._plugin = plugin
+        self._server = server
+        self._application_name = application_name or f"towline {slot}"
+        self._decision = decision
+        self._routed = Routed(relations, resolve)
+        bounds = decoding.Bounds(start, max_rows, max_bytes)
+        if plugin == "pgoutput":
+            opened = decoding.of_pgoutput(self._routed, publication, bounds)
+        else:
+            opened = decoding.of_wal2json(self._routed, bounds, partitioned=partitioned)
+        self._decoder, self._gatherer, self._options = opened.decoder, opened.gatherer, opened.options
+        self.position = start
+        self.refused: TowlineError | None = None
+        #: How many gulps were read.
+        self.gulps = 0
+        self._handover = Handover(self._gatherer, position=start, acknowledged=acknowledged, ahead=AHEAD)
+        self._session: SlotCopy | None = None
+        self._reader = threading.Thread(target=self._run, name=f"towline-backlog-{slot}", daemon=True)
+        self._reader.start()
+
+    # ---- the caller's thread ---------------------------------------------------------------------------------
+
+    def poll(self, timeout: float) -> Piece | None:
+        """See `towline.source.Stream`; None at once when all has been taken."""
+        return self._handover.poll(timeout)
+
+    def acknowledge(self, position: int) -> None:
+        """See `towline.source.Stream`."""
+        self._handover.acknowledge(position)
+
+    @property
+    def drained(self) -> bool:
+        """Whether the reader has ended without an error, and all its pieces were taken."""
+        return self._handover.drained
+
+    @property
+    def idle_position(self) -> int:
+        """See `towline.source.Stream`."""
+        return self._handover.idle_position
+
+    @property
+    def received_position(self) -> int:
+        """See `towline.source.Stream`."""
+        return self._handover.received_position
+
+    @property
+    def awaited_position(self) -> int:
+        """See `towline.source.Stream`."""
+        return self._handover.awaited_position
+
+    @property
+    def waiting(self) -> SlotCopy | None:
+        """The session, while it waits for an answer of the source's. May be asked by any thread."""
+        session = self._session
+        return session if session is not None and session.waiting is not None else None
+
+    def close(self) -> None:
+        """End the reader, the statement under way at the server, and the copy of the slot."""
+        self._handover.close()
+        self._reader.join(_CLOSE_AT_ONCE)
+        if self._reader.is_alive():
+            if (session := self._session) is not None:
+                session.cancel()
+            self._reader.join(_CLOSE_WITHIN)
+
+    # ---- the reader's thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        handover = self._handover
+        try:
+            with suppress(Closed):
+                try:
+                    self._read()
+                except Refused as refused:
+                    self._fall_back(refused.error)
+                else:
+                    handover.hand_over()
+                self.position = handover.told
+                handover.end()
+        except SourceTableChanged as error:
+            handover.fail_after(error)
+        except TowlineError as error:
+            handover.fail(error)
+        finally:  # also of a defect, which then goes on to threading.excepthook
+            defect = sys.exception()
+            if defect is not None:
+                handover.fail(TowlineError(f"the reader of the source's backlog failed with {type(defect).__name__}"))
+            if self._session is not None:
+                self._session.close()
+            handover.release()
+
+    def _fall_back(self, error: TowlineError) -> None:
+        """Leave what follows the last whole transaction to the stream; that is not possible within one."""
+        self._check_closing()
+        if not self._handover.whole:
+            raise error
+        self._handover.hand_over()
+        self.refused = error
+
+    def _read(self) -> None:
+        session = self._session = SlotCopy(self._dsn, slot=self._slot, application_name=self._application_name)
+        if self._server is not None:
+            identity.same(self._server, session.identify())
+        self._await_release(session)
+        self._advance(session)
+        if session.slot().failover and session.standbys_first():
+            raise Refused(NotSetUp("the slot is for failover, and synchronized_standby_slots is set"))
+        if session.idle_slots_end():
+            raise Refused(NotSetUp("the slot idles meanwhile, and idle_replication_slot_timeout is set"))
+        session.copy()
+        restart = session.copied().restart
+        position = self._handover.told
+        while upto := self._decision.gulp(session.end(), position, restart):
+            self._gulp(session, upto)
+            copied = session.copied()
+            position, restart = max(position, copied.confirmed), copied.restart
+            self._handover.told = max(self._handover.told, position)
+            self._handover.offer(position)
+            self._decision.gulped()
+            self.gulps += 1
+            self._advance(session)
+
+    def _await_release(self, session: SlotCopy) -> None:
+        """The walsender that was reading may not have ended yet."""
+        deadline = time.monotonic() + RELEASED_WITHIN
+        while pid := session.slot().active_pid:
+            if time.monotonic() > deadline:
+                raise Refused(SlotInUse(f"the process {pid} is streaming from the replication slot {self._slot}"))
+            self._handover.sleep(0.01)
+            self._check_closing()
+
+    def _advance(self, session: SlotCopy) -> None:
+        """Confirm the slot up to what was acknowledged, unless somebody has it; that is told at the switch."""
+        self._check_closing()
+        state, acknowledged = session.slot(), self._handover.acknowledged
+        self._check(state, acknowledged)
+        if acknowledged > state.confirmed and not state.active_pid:
+            try:
+                session.advance(acknowledged)
+            except Refused as refused:
+                if not isinstance(refused.error, SlotInUse):
+                    raise
+
+    def _check(self, state: SlotState, acknowledged: int) -> None:
+        refused = slot_checks.problem(self._slot, state, plugin=self._plugin, database=state.database)
+        if refused is not None:
+            raise refused
+        if state.confirmed > acknowledged:
+            raise SlotAhead(
+                f"slot {self._slot} was confirmed up to {format_lsn(state.confirmed)}, "
+                f"what is durable ends at {format_lsn(acknowledged)}"
+            )
+
+    def _gulp(self, session: SlotCopy, upto: int) -> None:
+        """Read what the statement yields."""
+        session.begin(upto, self._options)
+        rows = CopyRows()
+        nap = SHORTEST_NAP
+        while not session.done:
+            self._await_room()
+            events = self._burst(session, rows, upto)
+            if not events:
+                session.heard()
+                time.sleep(nap)
+                nap = min(nap * 2, LONGEST_NAP)
+            elif not session.done:
+                nap = SHORTEST_NAP
+                session.waits()
+                self._handover.sleep(1.0, session.socket, events)
+        session.heard()
+        if not rows.ended or self._gatherer.open is not None:
+            raise StreamMalformed("the statement that reads the log has ended inside a transaction or a row")
+
+    def _burst(self, session: SlotCopy, rows: CopyRows, upto: int) -> int:
+        """Read what there is. Returns 0, or if there was nothing the events to wait for."""
+        gatherer, feed, changes = self._gatherer, self._decoder.feed, self._decoder.changes
+        events = select.POLLIN
+        heard = False
+        for _ in range(BURST // RECEIVED):
+            events = session.receive()
+            messages = rows.of(session.messages())
+            message = next(messages, None)
+            if message is None:
+                break
+            if not heard:
+                self._check_notices(session)
+            heard = True
+            gatherer.received = time.time()
+            while message is not None:  # of changes, only some come through here
+                feed(message, ROW_HEADER)
+                message = None if gatherer.full else changes(messages, ROW_HEADER)
+            if gatherer.full and not self._handover.room():
+                break
+        self._check_notices(session)
+        self._handover.offer(upto)
+        return 0 if heard else events
+
+    def _check_notices(self, session: SlotCopy) -> None:
+        """They come before the rows, and do not say where in the gulp: the stream comes to the place."""
+        try:
+            session.notices.check(self._routed)
+        except (SourceTableChanged, NotSetUp) as error:
+            raise Refused(error) from error
+
+    def _await_room(self) -> None:
+        """Until not more is gathered than a piece holds. Raises Closed when nobody wants it any more."""
+        began = time.monotonic()
+        while True:
+            self._check_closing()
+            if self._handover.room():
+                return
+            if time.monotonic() - began > PATIENCE and self._handover.whole:
+                raise Refused(SourceUnavailable(f"nothing was taken of it for {PATIENCE:.0f} seconds"))
+            self._handover.sleep(min(1.0, PATIENCE))
+
+    def _check_closing(self) -> None:
+        if self._handover.closing:
+            raise Closed

@@ -1,0 +1,36 @@
+-- Reading a backlog through a copy of the slot. Run with pg_catalog alone on the search_path; for PostgreSQL 13 to 18.
+
+-- name: now
+-- Where the log ends as far as it is flushed; on a standby nothing is read this way.
+SELECT
+  pg_is_in_recovery(),
+  CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0') END::bigint
+;
+
+-- name: session
+-- Of whom asks: the process, and when it was started (microseconds).
+SELECT pid, (extract(epoch FROM backend_start) * 1000000)::bigint FROM pg_stat_activity WHERE pid = pg_backend_pid()
+;
+
+-- name: standbys_first
+-- Whether a walsender would send of a slot for failover only what named standbys have (from version 17 on).
+SELECT coalesce(current_setting('synchronized_standby_slots', true), '') <> ''
+;
+
+-- name: idle_slots_end
+-- From version 18 on.
+SELECT coalesce(current_setting('idle_replication_slot_timeout', true), '0') <> '0'
+;
+
+-- name: copy
+SELECT pg_copy_logical_replication_slot(%(slot)s, %(copy)s, true)
+;
+
+-- name: name
+-- Of a copy: the beginning is that of the slot's name, so that people see whose it is.
+SELECT left(%(slot)s, 30) || '_catchup_' || left(md5(%(slot)s), 8) || '_' || left(md5(gen_random_uuid()::text), 8)
+;
+
+-- name: advance
+SELECT pg_replication_slot_advance(%(slot)s, %(position)s::pg_lsn)
+;

@@ -1,0 +1,270 @@
+"""A backlog read through SQL: where it stops, and what the source may refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import psycopg
+import pytest
+
+from tests.integration.test_stream_conformance import EAGER, Change, Settings, T, flat, read_to
+from tests.support.databases import NewDatabase
+from tests.support.wait import until
+from towline.catch_up import Bounds, CatchUp
+from towline.change import INSERT, Format, Relation
+from towline.demo.server import Server
+from towline.errors import NotSetUp, SlotAhead, SourceTableChanged, TowlineError
+from towline.position import parse_lsn
+from towline.postgres import session
+from towline.postgres.catalog import describe
+from towline.source.postgres import backlog
+from towline.source.postgres.catch_up_stream import POINTS, CatchUpStream
+from towline_transforms.schema import TableName
+
+
+@dataclass
+class Source:
+    """A database with table t and a slot; a stream over it, and what that told."""
+
+    dsn: str
+    slot: str
+    connection: psycopg.Connection
+    told: list[str] = field(default_factory=list)
+    points: list[str] = field(default_factory=list)
+    stream: CatchUpStream | None = None
+
+    def run(self, *statements: str) -> None:
+        """Each statement in a transaction of its own."""
+        for statement in statements:
+            self.connection.execute(statement.encode())
+
+    def value(self, query: str) -> object:
+        """The one value that a query returns."""
+        row = self.connection.execute(query.encode()).fetchone()
+        assert row is not None
+        return row[0]
+
+    def position(self, query: str = "SELECT pg_current_wal_insert_lsn()") -> int:
+        """A position; the end of the log."""
+        return parse_lsn(str(self.value(query)))
+
+    def confirmed(self) -> int:
+        """Up to where the slot is confirmed."""
+        return self.position(f"SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{self.slot}'")
+
+    def copies(self) -> int:
+        """How many temporary slots there are."""
+        query = "SELECT count(*) FROM pg_replication_slots WHERE temporary AND database = current_database()"
+        return int(str(self.value(query)))
+
+    def open(self, bounds: Bounds = EAGER, dsn: str = "", max_rows: int = 1000) -> CatchUpStream:
+        """A stream at the slot's position, which is told of the source's end as it is now."""
+        with session.connect(self.dsn, application_name="test", side="source") as connection:
+            name = TableName("public", "t")
+            table = describe(connection, [name]).tables[name]
+        relation = Relation(table, table.columns, Format.TEXT, described=1)
+        of = Settings(dsn or self.dsn, self.slot, "pub", "pgoutput", [relation], max_rows, 1 << 22, None)
+        decision, start = CatchUp(bounds), self.confirmed()
+        self.stream = CatchUpStream(
+            of.stream(start, start),
+            start,
+            backlog=lambda position, durable: of.backlog(position, durable, decision),
+            resume=of.stream,
+            decision=decision,
+            switches=self,
+            announce=self.points.append,
+        )
+        self.stream.sampled(self.position(), start)
+        return self.stream
+
+    def catching_up(self, position: int, behind: int) -> None:
+        """See Switches."""
+        assert behind > 0
+        self.told.append("catching up")
+
+    def refused(self, position: int, error: TowlineError) -> None:
+        """See Switches."""
+        self.told.append(error.detail)
+
+    def streaming(self, position: int, caught_up: bool) -> None:
+        """See Switches."""
+        if caught_up:
+            self.told.append("streaming")
+
+
+@pytest.fixture(params=["pg15", "pg18"])
+def source(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterator[Source]:
+    """On one of the servers."""
+    dsn = new_database(request.getfixturevalue(request.param))
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        made = Source(dsn, f"slot_{connection.info.dbname}", connection)
+        made.run(T, "CREATE PUBLICATION pub FOR ALL TABLES")
+        connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (made.slot,))
+        yield made
+        if made.stream is not None:
+            made.stream.close()
+
+
+ROWS = "INSERT INTO t SELECT i, i, repeat('x', 500) FROM generate_series({}, {}) i"
+
+
+def insert(source: Source, transactions: int = 50, rows: int = 100) -> list[str]:
+    """Insert rows; returns their keys."""
+    source.run(*(ROWS.format(first, first + rows - 1) for first in range(1, transactions * rows, rows)))
+    return [str(number) for number in range(1, transactions * rows + 1)]
+
+
+def until_error(stream: CatchUpStream, kind: type[TowlineError], match: str) -> list[str | None]:
+    """The keys of what comes before the error."""
+    found: list[str | None] = []
+
+    def take() -> None:
+        while True:
+            piece = stream.poll(10)
+            found.extend(row[0] for _, _, row in flat([piece] if piece is not None else []))
+
+    with pytest.raises(kind, match=match):
+        take()
+    return found
+
+
+def test_in_gulps(source: Source) -> None:
+    """All comes, in order; the slot follows what was acknowledged and nothing else; then the stream goes on."""
+    keys = insert(source)
+    stream = source.open(Bounds(enter=1, leave=1, least=300_000, most=300_000, follow=1 << 30))
+    end, acknowledged = source.position(), source.confirmed()
+    found: list[Change] = []
+    while len(found) < len(keys):
+        piece = stream.poll(10)
+        assert source.confirmed() <= acknowledged
+        if piece is not None:
+            found += flat([piece])
+            if piece.end is not None:
+                acknowledged = piece.end
+                stream.acknowledge(acknowledged)
+    assert [row[0] for _, _, row in found] == keys
+    until(lambda: stream.poll(0.1) is None and source.told == ["catching up", "streaming"])
+    assert source.points.count("gulp-read") >= 3
+    assert source.points[-2:] == ["switching", "switched"]
+    assert set(source.points) == set(POINTS)
+    assert source.copies() == 0
+    source.run("INSERT INTO t VALUES (0)")
+    assert flat(read_to(stream, source.position())) == [("public.t", INSERT, ("0", None, None))]
+    stream.acknowledge(end)
+    until(lambda: source.confirmed() >= end)
+
+
+def test_a_transaction_larger_than_a_piece(source: Source) -> None:
+    """It is not left within one, though the stream would be near."""
+    keys = insert(source, 1, 5000)
+    stream = source.open(max_rows=300)
+    pieces = read_to(stream, source.position())
+    assert [row[0] for _, _, row in flat(pieces)] == keys
+    assert [piece.end is None for piece in pieces if piece.rowsets] == [True] * 16 + [False]
+
+
+def test_a_consumer_that_takes_nothing(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does not hold back the source's vacuum for long: the statement ends, and the rest is streamed."""
+    monkeypatch.setattr(backlog, "PATIENCE", 0.3)
+    monkeypatch.setattr(backlog, "AHEAD", 100_000)
+    keys = insert(source, 400, 100)
+    stream = source.open()
+    first = None
+    while first is None:
+        first = stream.poll(10)
+    until(lambda: source.copies() == 1)
+    until(lambda: source.copies() == 0)
+    found = flat([first, *read_to(stream, source.position())])
+    assert [row[0] for _, _, row in found] == keys
+    assert source.told == ["catching up", "nothing was taken of it for 0 seconds"]
+
+
+def test_limits_on_time(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a role or a database are for people: they do not end a gulp."""
+    monkeypatch.setattr(backlog, "AHEAD", 100_000)
+    keys = insert(source, 200, 100)
+    source.run(f"ALTER DATABASE {source.connection.info.dbname} SET statement_timeout = '2s'")
+    stream = source.open()
+    age = "SELECT max(now() - query_start) > '2.5 s' FROM pg_stat_activity WHERE query LIKE 'COPY (SELECT data FROM%'"
+    pieces = [piece for _ in range(3) if (piece := stream.poll(10)) is not None]
+    until(lambda: source.value(age + " AND datname = current_database()"))
+    assert [row[0] for _, _, row in flat([*pieces, *read_to(stream, source.position())])] == keys
+    assert source.told == ["catching up", "streaming"]
+
+
+def test_a_limit_on_temporary_files(source: Source) -> None:
+    """Does, and the backlog is streamed."""
+    keys = insert(source, 200, 100)
+    name = source.connection.info.dbname
+    source.run(f"ALTER DATABASE {name} SET temp_file_limit = '1MB'", f"ALTER DATABASE {name} SET work_mem = '1MB'")
+    assert [row[0] for _, _, row in flat(read_to(source.open(), source.position()))] == keys
+    assert source.told[0] == "catching up"
+    assert "temp_file_limit" in source.told[1]
+
+
+def test_a_publication_that_goes_away(source: Source) -> None:
+    """What the server says of that, or its plugin warns of, is left to the stream, with its own error."""
+    stream = source.open()
+    keys = insert(source, 3, 10)
+    source.run("DROP PUBLICATION pub", "INSERT INTO t VALUES (0)")
+    stream.sampled(source.position(), source.confirmed())
+    found = until_error(stream, NotSetUp, "publication")
+    assert found in (keys, [])
+
+
+@pytest.mark.parametrize("gone", ["DROP COLUMN n", "ALTER n TYPE text"])
+def test_a_table_that_changes_inside_the_backlog(source: Source, gone: str) -> None:
+    """All that is before the change is handed on."""
+    stream = source.open()
+    keys = insert(source, 20, 10)
+    source.run(f"ALTER TABLE t {gone}", "INSERT INTO t (id) VALUES (0)")
+    stream.sampled(source.position(), source.confirmed())
+    assert until_error(stream, SourceTableChanged, "column n") == keys
+
+
+def test_a_slot_that_others_confirm(source: Source) -> None:
+    """Is noticed at the next gulp."""
+    insert(source)
+    stream = source.open(Bounds(enter=1, leave=1, least=300_000, most=300_000, follow=1 << 30))
+    while stream.poll(10) is None:
+        pass
+    source.run(f"SELECT pg_replication_slot_advance('{source.slot}', pg_current_wal_flush_lsn())")
+    until_error(stream, SlotAhead, "was confirmed up to")
+
+
+def test_a_slot_for_failover(pg18: Server, new_database: NewDatabase, source: Source) -> None:
+    """While the server sends nothing of it that named standbys lack, neither is it read in another way."""
+    if source.connection.info.server_version < 170000:
+        return
+    source.run(f"SELECT pg_drop_replication_slot('{source.slot}')")
+    create = "SELECT pg_create_logical_replication_slot(%s, 'pgoutput', failover => true)"
+    source.connection.execute(create, (source.slot,))
+    keys = insert(source, 3, 10)
+    pg18.configure(synchronized_standby_slots="no_such_standby")
+    pg18.reload()
+    try:
+        stream = source.open()
+        until(lambda: stream.poll(0.1) is None and len(source.told) == 2)
+        assert "synchronized_standby_slots" in source.told[1]
+    finally:
+        pg18.configure(synchronized_standby_slots="")
+        pg18.reload()
+    assert [row[0] for _, _, row in flat(read_to(stream, source.position()))] == keys
+
+
+def test_slots_that_may_not_idle(pg18: Server, source: Source) -> None:
+    """Where the server invalidates slots that nobody streams from, the stream is not left."""
+    if source.connection.info.server_version < 180000:
+        return
+    keys = insert(source, 3, 10)
+    pg18.configure(idle_replication_slot_timeout="1d")
+    pg18.reload()
+    try:
+        stream = source.open()
+        until(lambda: stream.poll(0.1) is None and len(source.told) == 2)
+        assert "idle_replication_slot_timeout" in source.told[1]
+    finally:
+        pg18.configure(idle_replication_slot_timeout="0")
+        pg18.reload()
+    assert [row[0] for _, _, row in flat(read_to(stream, source.position()))] == keys

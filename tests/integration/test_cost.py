@@ -26,6 +26,7 @@ from tests.support.line import Line
 from tests.support.proxy import Proxy
 from tests.support.wire import Message, Trap
 from towline.demo.server import Server
+from towline.source.postgres import stream
 
 FEW, MANY = 2_000, 20_000
 TABLES = 50
@@ -155,8 +156,11 @@ Making = Callable[[str, str], Counting]
 
 
 @pytest.fixture
-def counting(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> Iterator[Making]:
+def counting(
+    pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Making]:
     """Makes a pipeline. ``base``: what is done at the source before; ``routes``: as `Line.make` has them."""
+    monkeypatch.setattr(stream, "BURST_SECONDS", 60.0)  # under the profiler, the usual time would cut pieces short
     with ExitStack() as stack:
 
         def make(base: str, routes: str) -> Counting:

@@ -38,7 +38,7 @@ from towline.source.postgres.routed import Resolve, Routed
 from towline.source.postgres.slot_copy import Refused, SlotCopy
 
 #: Bytes of pieces that may wait for the consumer, so that the next gulp is decoded meanwhile.
-AHEAD = 32 << 20
+AHEAD = 16 << 20
 #: How long the slot may take to be released by the walsender that was reading it (seconds).
 RELEASED_WITHIN = 10.0
 #: A consumer that takes nothing for so long makes it end: the statement's snapshot keeps the source from removing dead

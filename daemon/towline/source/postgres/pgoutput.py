@@ -303,8 +303,6 @@ class Decoder:
 
         Raises StreamMalformed and SourceTableChanged. The tuples of changes are only looked at when a piece is cut.
         """
-        if self.changes(iter((message,)), at) is None:
-            return
         if message[at : at + 1] in CHANGES:
             self._change(message, at)
         else:
@@ -343,7 +341,10 @@ class Decoder:
         batch = gatherer.batch((known, at, skip), lambda: TupleBatch(known, at, skip))
         if batch is not None:
             gatherer.active[message[at : at + 5 + skip]] = batch
-            self._changes(iter((message,)), at, skip)
+            batch.messages.append(message)
+            batch.orders.append(gatherer.order)
+            gatherer.order += 1
+            gatherer.size += len(message)
 
     def _take(self, message: bytes, at: int) -> None:
         """Take a message that is not a change."""

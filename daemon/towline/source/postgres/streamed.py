@@ -168,6 +168,11 @@ class StreamingDecoder(Decoder):
                 keep(message[at:])
         return None
 
+    def feed(self, message: bytes, at: int = 0) -> None:
+        """As that of a `Decoder`."""
+        if self._part is None or self.changes(iter((message,)), at) is not None:
+            super().feed(message, at)
+
     def _take(self, message: bytes, at: int) -> None:
         if self._part is not None:
             self._inside(self._part, message, at)

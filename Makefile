@@ -20,6 +20,8 @@ DEMO_ARGS ?=
 FAULTS_ARGS ?=
 SOAK_ARGS ?=
 TEST_ARGS ?=
+# Tests start hundreds of daemons: what they import is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 # A worker for each core and one more, each with servers of its own: tests wait for a server a quarter of the time.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
 PARALLEL ?= --numprocesses $(WORKERS) --dist worksteal

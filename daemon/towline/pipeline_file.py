@@ -64,7 +64,8 @@ ColumnName = Annotated[str, Field(min_length=1, max_length=63)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+    # Built when first used, so that parts are built once, with the whole.
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
 
 
 class _End(_Model):

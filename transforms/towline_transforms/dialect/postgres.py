@@ -15,9 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import sqlglot
-from sqlglot import exp
-
 from towline_transforms.dialect.stage import PLACE, type_name
 from towline_transforms.identifier import fold, quote, quote_list, quote_table
 from towline_transforms.route import Assignment, OnDelete, Route
@@ -270,6 +267,9 @@ def _alias(route: Route) -> str:
     """The name by which the key's expressions refer to the source table. They depend on no other."""
     if route.identity:
         return "s"
+    import sqlglot  # see `towline_transforms.check`
+    from sqlglot import exp
+
     key = set(route.key)
     for assignment in route.assignments:
         if assignment.column in key:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -72,11 +73,34 @@ def new_database() -> Iterator[NewDatabase]:
             drop_database(server, name)
 
 
+#: Folders with the longest tests first.
+LONGEST_FIRST = ("fault", "convergence", "faults", "integration")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder, and by the servers they ask for."""
+    """Mark tests by their folder, and by the servers they ask for. Long ones come first."""
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in ("unit", "integration", "fault", "faults"):
-            item.add_marker(folder)
+        if _folder(item) in ("unit", "integration", "fault", "faults"):
+            item.add_marker(_folder(item))
         if "pg15" in getattr(item, "fixturenames", ()):
             item.add_marker("debian")
+    items[:] = _dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
+def _dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Long tests in turn to each worker's share of them, then the other files; xdist cuts the list evenly.
+
+    So all workers end with short tests, and there is something to take over for one that ends early.
+    """
+    rank = {folder: number for number, folder in enumerate(LONGEST_FIRST)}
+    runs: list[list[pytest.Item]] = []
+    for item in sorted(items, key=lambda item: rank.get(_folder(item), len(rank))):
+        if runs and runs[-1][0].path == item.path and _folder(item) not in LONGEST_FIRST[:3]:
+            runs[-1].append(item)  # its file may have fixtures for all of its tests
+        else:
+            runs.append([item])
+    return [item for share in range(workers) for run in runs[share::workers] for item in run]

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 
 from tests.fault.shop import HUB, ROUTES, SCHEMA, Shop, fill
+from tests.support.sessions import rows
 from tests.support.wait import until
 from towline import plan, resync
 from towline.config import PipelineConfig, load
@@ -173,9 +174,7 @@ class Fault:
 
 
 def _rows(dsn: str, query: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(dsn, options="-c statement_timeout=0") as connection:
-        cursor = connection.execute(query.encode())
-        return cursor.fetchall() if cursor.description is not None else []
+    return rows(dsn, query, options="-c statement_timeout=0")
 
 
 @contextmanager

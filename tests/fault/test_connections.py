@@ -109,9 +109,9 @@ def test_held_and_released(side: str, pg18: Server, hub18: Server, new_database:
 
 
 def test_a_slow_line(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
-    """Twenty milliseconds each way to the hub: slower, but it keeps up, since batches grow."""
+    """Ten milliseconds each way to the hub: slower, but it keeps up, since batches grow."""
     with proxied(pg18, hub18, new_database, tmp_path) as (under, proxies):
-        proxies["hub"].delay(0.02)
+        proxies["hub"].delay(0.01)
         under.daemon()
         with shop(under, seed=15, rows=ROWS) as writer:
             under.await_progress()

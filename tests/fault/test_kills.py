@@ -16,7 +16,7 @@ from towline.pipeline import POINTS
 
 ROWS = 2000
 KILLS_AT_A_POINT = 3
-KILLS_AT_RANDOM = 20
+KILLS_AT_RANDOM = 10
 
 #: These are passed when a table of the source has changed.
 AT_CHANGES = ("adopting", "adopted", "looking-again")
@@ -59,8 +59,8 @@ def test_killed_at_a_point(point: str, pg18: Server, hub18: Server, new_database
 
 
 def test_killed_at_random_under_load(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
-    """Twenty kills at moments that nobody chose, while the snapshot and then the stream go on."""
-    moments = random.Random(20)
+    """Ten kills at moments that nobody chose, while the snapshot and then the stream go on."""
+    moments = random.Random(10)
     source, hub = new_database(pg18), new_database(hub18)
     with fault(tmp_path, source, hub, rows=ROWS) as under:
         with shop(under, seed=99, rate=300, rows=ROWS) as writer:

@@ -23,6 +23,7 @@ from tests.faults.small_disk import small_disk
 from tests.support.databases import create_database
 from tests.support.pair import pair, publish, replayed, running_logged
 from tests.support.proxy import Proxy
+from tests.support.sessions import rows
 from tests.support.wait import until
 from towline import plan, quarantine, resync
 from towline.config import load
@@ -161,9 +162,7 @@ class Trial:
 
     def at(self, side: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Run a statement at the source or the target; its rows, if it has any."""
-        with psycopg.connect(self.source if side == "source" else self.hub, autocommit=True) as connection:
-            cursor = connection.execute(query.encode(), parameters or None)
-            return cursor.fetchall() if cursor.description is not None else []
+        return rows(self.source if side == "source" else self.hub, query, parameters)
 
     def sessions(self, side: str, which: str = "true") -> list[int]:
         """The process ids of the daemon's sessions there; ``which``: a condition on pg_stat_activity."""
@@ -431,9 +430,7 @@ class Trial:
             "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database() AND NOT temporary"
         )
         read = self.pair[1].dsn(self.name["source"]) if self._from_standby else self.source
-        with psycopg.connect(read, autocommit=True) as connection:
-            slots = connection.execute(query).fetchall()
-        for (confirmed,) in slots:  # none, when the fault was that it was dropped
+        for (confirmed,) in rows(read, query):  # none, when the fault was that it was dropped
             assert parse_lsn(str(confirmed)) <= self.position(), "the slot was confirmed beyond the checkpoint"
 
     def _end_processes(self) -> None:

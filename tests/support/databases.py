@@ -10,9 +10,10 @@ from typing import Protocol
 import psycopg
 from psycopg import sql
 
+from tests.support.sessions import session
 from towline.demo.server import Server
 
-PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = %s"
 
 _numbers = itertools.count(1)
 
@@ -26,7 +27,7 @@ class NewDatabase(Protocol):
 def create_database(server: Server, name: str | None = None) -> str:
     """Make an empty database; returns its name. ``name`` is for tests of odd names: it must be unique in the run."""
     name = name or f"t{os.getpid()}_{next(_numbers)}"
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+    with session(server.dsn()) as connection:
         # Logged, block by block, it would take three times as long.
         create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 STRATEGY FILE_COPY")
         connection.execute(create.format(sql.Identifier(name)))
@@ -38,10 +39,11 @@ def drop_database(server: Server, name: str, timeout: float = 20.0) -> None:
     if not server.running:
         server.start()
     deadline = time.monotonic() + timeout
-    with psycopg.connect(server.dsn(name), autocommit=True) as inside:
-        for (gid,) in inside.execute(PREPARED).fetchall():
-            inside.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+    with session(server.dsn()) as connection:
+        if prepared := connection.execute(PREPARED, (name,)).fetchall():
+            with psycopg.connect(server.dsn(name), autocommit=True) as inside:
+                for (gid,) in prepared:
+                    inside.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
         while True:
             connection.execute(
                 "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
@@ -54,6 +56,7 @@ def drop_database(server: Server, name: str, timeout: float = 20.0) -> None:
                 )
                 connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
                 return
-            except psycopg.errors.ObjectInUse:  # a walsender that is still on its way out
+            except (psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):
+                # A walsender that is still on its way out, or a temporary slot that went with its session.
                 if time.monotonic() > deadline:
                     raise

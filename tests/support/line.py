@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
+from tests.support.sessions import rows
 from towline import plan
 from towline.config import PipelineConfig, load
 from towline.differences import Report
@@ -98,11 +98,11 @@ class Line:
 
     def at_source(self, statement: str | sql.Composable, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run a statement at the source, committed."""
-        return _run(self.source, statement, parameters)
+        return rows(self.source, statement, parameters)
 
     def at_hub(self, statement: str | sql.Composable, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run a statement at the hub, committed."""
-        return _run(self.hub, statement, parameters)
+        return rows(self.hub, statement, parameters)
 
     def same(self, source_table: str, hub_table: str, order: str = "1") -> int:
         """Both tables print the same rows; returns how many. Fails the test otherwise."""
@@ -110,10 +110,3 @@ class Line:
         there, here = self.at_source(query.format(source_table)), self.at_hub(query.format(hub_table))
         assert here == there
         return len(here)
-
-
-def _run(dsn: str, statement: str | sql.Composable, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    with psycopg.connect(dsn) as connection:
-        text = statement.as_bytes(connection) if isinstance(statement, sql.Composable) else statement.encode()
-        cursor = connection.execute(text, parameters or None)
-        return cursor.fetchall() if cursor.description is not None else []

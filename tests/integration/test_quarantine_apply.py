@@ -244,6 +244,27 @@ def test_a_delete_that_is_refused(hub: Hub) -> None:
     assert hub.rows(ENTRIES) == [("1", "delete", "superseded", "23503")]
 
 
+def test_a_row_that_was_not_deleted_comes_again(binary: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that the route leaves out, among many new rows, which cannot be at the target: this one is."""
+    hub = binary
+    monkeypatch.setattr("towline.target.postgres.direct.FEW", 10)
+    select = "SELECT id, code, price, note FROM src.item WHERE note IS DISTINCT FROM 'draft'"
+    route = spec("src.item", "hub.item", select, name="no drafts", **ASIDE)
+    hub.set_up(ITEM + "CREATE TABLE hub.child (item int REFERENCES hub.item)", route)
+    hub.apply(hub.batch().insert("item", id="1", code="a", price="1"))
+    hub.sql.execute("INSERT INTO hub.child VALUES (1)")
+    hub.apply(hub.batch().delete("item", id="1"))
+    new = hub.batch()
+    for number in range(1, 31):
+        new.insert("item", id=str(number), code=f"c{number}", price="1", note="draft" if number == 1 else None)
+    hub.apply(new)
+    assert hub.rows(ENTRIES) == [("1", "delete", "open", "23503"), ("1", "insert", "open", "23503")]
+    hub.sql.execute("DELETE FROM hub.child")
+    hub.apply(hub.batch().update("item", id="1", code="a", price="2", note="draft"))
+    assert hub.rows("SELECT count(*), min(id) FROM hub.item") == [(29, 2)]
+    assert {state for _, _, state, _ in hub.rows(ENTRIES)} == {"superseded"}
+
+
 def test_deletes_that_the_target_ignores(binary: Hub) -> None:
     """Where deleted rows are kept, the last version of one is still due."""
     hub = binary

@@ -88,8 +88,8 @@ class Attempts:
 
     ``copied_again``: asked for the routes whose rows are copied over what is there, and not swept yet; ``marked``:
     these, and those that have been swept since it began. ``copying``: asked for the routes that are being copied.
-    ``obstacles``: by route, why no room was made in the attempt
-    queued last.
+    ``behind``: asked whether the target's rows of a route are behind, in that changes were set aside or wait.
+    ``obstacles``: by route, why no room was made in the attempt queued last.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class Attempts:
         self.ahead = self.read = 0
         self.copied_again: Routes = frozenset
         self.copying: Routes = frozenset
+        self.behind: Callable[[Route], bool] = lambda route: False
         self.marked: AbstractSet[str] = frozenset()
         self.obstacles: dict[str, str] = {}
         self._making_room = False
@@ -261,9 +262,9 @@ class Attempts:
         """Whether the target has none of the rows, so that those which the route filters need not be deleted.
 
         So it is with rows that were inserted, unless the table is being copied, maybe over what is there, or keeps
-        what the source's has lost.
+        what the source's has lost: by its settings, or since the target refused to delete it.
         """
-        if route.name not in work.new_to or route.on_truncate is OnTruncate.IGNORE:
+        if route.name not in work.new_to or route.on_truncate is OnTruncate.IGNORE or self.behind(route):
             return False
         copied = job.chunk is not None or job.prior is not None
         return not copied and route.name not in self.copying() and route.name not in self.copied_again()

@@ -64,6 +64,7 @@ class Refusals:
         self._executor = executor
         self._savepoints = savepoints
         self._attempts = attempts
+        attempts.behind = self._any_behind
         self._routes = routes
         self._quarantine = quarantine
         self._counts = counts
@@ -258,6 +259,9 @@ class Refusals:
     @property
     def _watching(self) -> bool:
         return self._quarantine is not None and (self._quarantine.watching or bool(self._waiting))
+
+    def _any_behind(self, route: Route) -> bool:
+        return bool(self._waiting) or (self._quarantine is not None and bool(self._quarantine.behind(route)))
 
     def _behind(self, route: Route, key: bytes) -> bool:
         """Whether a change of the key was set aside, or waits."""

@@ -33,11 +33,20 @@ class Bounds:
 
 BOUNDS = Bounds()
 
+#: By major version: the first release in which a slot that is advanced keeps what transactions under way need of the
+#: catalogs (commit aaf9e95 of PostgreSQL, April 2025), as a server's version number. Newer ones always did.
+SINCE = {13: 130021, 14: 140018, 15: 150013, 16: 160009, 17: 170005}
+
 #: See `Bounds.follow`.
 RESTART_LEFT = 4
 #: After the source has refused it, and after so many attempts that failed within it without getting anywhere, it is
 #: tried again after so many seconds.
 FAILURES, AGAIN_AFTER = 2, 600.0
+
+
+def possible(server_version: int) -> bool:
+    """Whether a server of that version number can be read so: see `SINCE`."""
+    return server_version >= SINCE.get(server_version // 10000, 0)
 
 
 class CatchUp:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from towline import catch_up
 from towline.catch_up import CatchUp
 from towline.change import Relation
 from towline.config import PipelineConfig
@@ -45,7 +46,7 @@ class LogReader:
         tables: PostgresTables,
         name: str,
         spooling: Spooling,
-        catch_up: CatchUp,
+        decision: CatchUp,
         metrics: Metrics,
         announce: Callable[[str], None],
     ) -> None:
@@ -55,7 +56,7 @@ class LogReader:
         self._tables = tables
         self._name = name
         self._spooling = spooling
-        self._catch_up = catch_up
+        self._decision = decision
         self._metrics = metrics
         self._announce = announce
         self._partitioned = False
@@ -69,7 +70,8 @@ class LogReader:
         stream = self._open_stream(position, position, publication_checked=False)
         self._metrics.mode("stream")
         self._partitioned = stream.partitioned
-        if self._config.source.catch_up == "off" or self._identity.in_recovery:
+        off = self._config.source.catch_up == "off"
+        if off or self._identity.in_recovery or not catch_up.possible(self._identity.server_version):
             self._stream = stream
             return stream
         caught_up = CatchUpStream(
@@ -77,7 +79,7 @@ class LogReader:
             position,
             backlog=self._open_backlog,
             resume=lambda start, durable: self._open_stream(start, durable, publication_checked=True),
-            decision=self._catch_up,
+            decision=self._decision,
             switches=self,
             announce=self._announce,
         )
@@ -113,6 +115,7 @@ class LogReader:
                 detail="the source is not at work for the backlog that is waited for: the line between them is dead",
             )
             waiting.hang_up()
+            self._line.reset()
 
     def _waiting(self) -> SlotCopy | None:
         stream = self._stream
@@ -164,7 +167,7 @@ class LogReader:
             application_name=self._name,
             server=self._identity,
             acknowledged=durable,
-            decision=self._catch_up,
+            decision=self._decision,
             partitioned=self._partitioned,
         )
 

@@ -95,6 +95,7 @@ class Lookout:
             with translating("target"), within(session := self._session(), ANSWER):
                 at_work = session.execute(_WORKING, working).fetchone() is not None
         except TowlineError:
+            self._line.reset()
             self.close()
             return
         now = time.monotonic()
@@ -114,6 +115,7 @@ class Lookout:
             "the line between them is dead",
         )
         self._attempt.close()
+        self._line.reset()
 
     def _session(self) -> psycopg.Connection[Any]:
         if self._target is None:

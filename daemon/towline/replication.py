@@ -275,7 +275,7 @@ class Replication:
             tables=tables,
             name=name,
             spooling=self._spooling,
-            catch_up=self._catch_up,
+            decision=self._catch_up,
             metrics=self._metrics,
             announce=self._announce,
         )

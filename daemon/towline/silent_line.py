@@ -32,6 +32,10 @@ class SilentLine:
             return now - self._since[0] > (self._unasked if at_work is None else self._limit)
         return False
 
+    def reset(self) -> None:
+        """Begin anew: what is seen next is on another line, or comes after a time of which nothing is known."""
+        self._since = None
+
     def moved(self, traffic: int | None) -> bool:
         """Whether bytes have passed since it was silent."""
         return self._since is not None and self._since[2] != traffic

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -14,11 +15,11 @@ from tests.support.wait import until
 from towline.catch_up import Bounds, CatchUp
 from towline.change import INSERT, Format, Relation
 from towline.demo.server import Server
-from towline.errors import NotSetUp, SlotAhead, SourceTableChanged, TowlineError
+from towline.errors import NotSetUp, SlotAhead, SourceTableChanged, SourceUnavailable, TowlineError
 from towline.position import parse_lsn
 from towline.postgres import session
 from towline.postgres.catalog import describe
-from towline.source.postgres import backlog
+from towline.source.postgres import backlog, slot_copy
 from towline.source.postgres.catch_up_stream import POINTS, CatchUpStream
 from towline_transforms.schema import TableName
 
@@ -190,6 +191,31 @@ def test_limits_on_time(source: Source, monkeypatch: pytest.MonkeyPatch) -> None
     pieces = [piece for _ in range(3) if (piece := stream.poll(10)) is not None]
     until(lambda: source.value(age + " AND datname = current_database()"))
     assert [row[0] for _, _, row in flat([*pieces, *read_to(stream, source.position())])] == keys
+    assert source.told == ["catching up", "streaming"]
+
+
+def test_no_connection_left(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a walsender are counted apart: the backlog is streamed."""
+
+    def connect(dsn: str, **options: object) -> psycopg.Connection:
+        raise SourceUnavailable("sorry, too many clients already")
+
+    monkeypatch.setattr(slot_copy, "session", SimpleNamespace(connect=connect))
+    keys = insert(source, 20, 10)
+    assert [row[0] for _, _, row in flat(read_to(source.open(), source.position()))] == keys
+    assert source.told == ["catching up", "sorry, too many clients already"]
+
+
+def test_a_walsender_that_does_not_look_up(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ended, since nobody listens to it any more."""
+    monkeypatch.setattr(backlog, "ENDED_WITHIN", 0.1)
+    keys = insert(source, 20, 10)
+    stream = source.open()
+    left = stream._now
+    with monkeypatch.context() as patch:
+        patch.setattr(left, "close", lambda: None)
+        assert [row[0] for _, _, row in flat(read_to(stream, source.position()))] == keys
+    left.close()
     assert source.told == ["catching up", "streaming"]
 
 

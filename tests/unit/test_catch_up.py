@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from towline.catch_up import AGAIN_AFTER, FAILURES, Bounds, CatchUp
+from towline.catch_up import AGAIN_AFTER, FAILURES, Bounds, CatchUp, possible
 
 BOUNDS = Bounds(enter=1000, leave=100, least=200, most=800, follow=500)
 
@@ -22,6 +22,15 @@ BOUNDS = Bounds(enter=1000, leave=100, least=200, most=800, follow=500)
 def test_enter(end: int, position: int, restart: int, entered: bool) -> None:
     """Only far behind, and not when what is decoded again for it would be long."""
     assert CatchUp(BOUNDS).enter(0.0, end, position, restart) is entered
+
+
+@pytest.mark.parametrize(
+    ("version", "answer"),
+    [(130020, False), (130021, True), (150012, False), (150013, True), (170005, True), (180000, True)],
+)
+def test_releases(version: int, answer: bool) -> None:
+    """Not those that would let go of what decoding still needs."""
+    assert possible(version) is answer
 
 
 def test_what_is_decoded_again_is_less_than_the_backlog() -> None:

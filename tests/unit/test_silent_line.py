@@ -31,6 +31,15 @@ def test_dead(seen: list[tuple[float | None, int | None, bool | None]], dead: li
     assert looks(SilentLine(25.0, 45.0), *seen) == dead
 
 
+def test_reset() -> None:
+    """What was seen before does not count."""
+    line = SilentLine(25.0)
+    assert not line.dead(0.0, 1.0, 5, False)
+    line.reset()
+    assert not line.dead(30.0, 1.0, 5, False)
+    assert line.dead(60.0, 1.0, 5, False)
+
+
 def test_moved() -> None:
     """Bytes on a line that was silent are a sign of life."""
     line = SilentLine(25.0)

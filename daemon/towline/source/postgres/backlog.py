@@ -39,8 +39,9 @@ from towline.source.postgres.slot_copy import Refused, SlotCopy
 
 #: Bytes of pieces that may wait for the consumer, so that the next gulp is decoded meanwhile.
 AHEAD = 16 << 20
-#: How long the slot may take to be released by the walsender that was reading it (seconds).
-RELEASED_WITHIN = 10.0
+#: How long the walsender that was reading may take to end by itself, and then to release the slot (seconds). One that
+#: decodes what nobody wants looks for its client rarely.
+ENDED_WITHIN, RELEASED_WITHIN = 2.0, 10.0
 #: A consumer that takes nothing for so long makes it end: the statement's snapshot keeps the source from removing dead
 #: rows while it is open (seconds).
 PATIENCE = 60.0
@@ -141,6 +142,8 @@ class Backlog:
             if (session := self._session) is not None:
                 session.cancel()
             self._reader.join(_CLOSE_WITHIN)
+            if self._reader.is_alive() and session is not None:  # nobody would watch over its line any more
+                session.hang_up()
 
     # ---- the reader's thread ---------------------------------------------------------------------------------
 
@@ -178,14 +181,11 @@ class Backlog:
 
     def _read(self) -> None:
         session = self._session = SlotCopy(self._dsn, slot=self._slot, application_name=self._application_name)
+        found = session.identify()
         if self._server is not None:
-            identity.same(self._server, session.identify())
+            identity.same(self._server, found)
         self._await_release(session)
         self._advance(session)
-        if session.slot().failover and session.standbys_first():
-            raise Refused(NotSetUp("the slot is for failover, and synchronized_standby_slots is set"))
-        if session.idle_slots_end():
-            raise Refused(NotSetUp("the slot idles meanwhile, and idle_replication_slot_timeout is set"))
         session.copy()
         restart = session.copied().restart
         position = self._handover.told
@@ -201,9 +201,13 @@ class Backlog:
 
     def _await_release(self, session: SlotCopy) -> None:
         """The walsender that was reading may not have ended yet."""
-        deadline = time.monotonic() + RELEASED_WITHIN
+        began, asked = time.monotonic(), False
         while pid := session.slot().active_pid:
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > ENDED_WITHIN and not asked:
+                session.end_walsender()
+                asked = True
+            if waited > ENDED_WITHIN + RELEASED_WITHIN:
                 raise Refused(SlotInUse(f"the process {pid} is streaming from the replication slot {self._slot}"))
             self._handover.sleep(0.01)
             self._check_closing()
@@ -213,6 +217,10 @@ class Backlog:
         self._check_closing()
         state, acknowledged = session.slot(), self._handover.acknowledged
         self._check(state, acknowledged)
+        if state.failover and session.standbys_first():
+            raise Refused(NotSetUp("the slot is for failover, and synchronized_standby_slots is set"))
+        if session.idle_slots_end():
+            raise Refused(NotSetUp("the slot idles meanwhile, and idle_replication_slot_timeout is set"))
         if acknowledged > state.confirmed and not state.active_pid:
             try:
                 session.advance(acknowledged)

@@ -12,6 +12,12 @@ SELECT
 SELECT pid, (extract(epoch FROM backend_start) * 1000000)::bigint FROM pg_stat_activity WHERE pid = pg_backend_pid()
 ;
 
+-- name: end_walsender
+SELECT count(pg_terminate_backend(s.active_pid))
+FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
+WHERE s.slot_name = %(slot)s AND a.application_name = current_setting('application_name')
+;
+
 -- name: standbys_first
 -- Whether a walsender would send of a slot for failover only what named standbys have (from version 17 on).
 SELECT coalesce(current_setting('synchronized_standby_slots', true), '') <> ''

@@ -52,7 +52,8 @@ class SlotCopy:
         self._copy = ""
         try:
             self._connection = session.connect(dsn, application_name=application_name, side="source")
-        except errors.SourceRefused as error:
+        except (errors.SourceRefused, errors.SourceUnavailable) as error:
+            # It may have no connection left; if it is not there at all, the stream will find out.
             raise Refused(error) from error
         self._pgconn = self._connection.pgconn
         self.notices = Notices()
@@ -60,12 +61,13 @@ class SlotCopy:
         self._state: pq.ExecStatus | None = None
         #: Since when an answer is waited for (monotonic); None: none is.
         self.waiting: float | None = None
-        pid, started = self._row("session")
-        #: The server's process, and when it was started (microseconds since 1970).
-        self.backend = int(str(pid)), int(str(started))
+        #: The server's process, and when it was started (microseconds since 1970); from `identify` on.
+        self.backend = 0, 0
 
     def identify(self) -> Identity:
         """The server of this session."""
+        pid, started = self._row("session")
+        self.backend = int(str(pid)), int(str(started))
         with self._asks():
             return identity.read(self._connection)
 
@@ -98,6 +100,10 @@ class SlotCopy:
     def idle_slots_end(self) -> bool:
         """Whether the server invalidates slots that nobody streams from for a while."""
         return bool(self._row("idle_slots_end")[0])
+
+    def end_walsender(self) -> None:
+        """End the one that has the slot, if it goes by the name of this session: it is ours, and of no use."""
+        self._row("end_walsender", slot=self._slot)
 
     def copy(self) -> None:
         """Make the copy, which stands where the slot does."""

@@ -26,6 +26,10 @@ from towline.position import parse_lsn
 from towline.replication import Replication
 
 #: What a session of a daemon's is called ('towline …' at both ends); the tests' own have no such name.
+#: Whether a transaction keeps others from reading a table, as TRUNCATE and most of ALTER TABLE do.
+_LOCKS_OUT = (
+    "SELECT 1 FROM pg_locks WHERE pid = pg_backend_pid() AND mode = 'AccessExclusiveLock' AND relation >= 16384 LIMIT 1"
+)
 _LEFT = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'towline%'"
 _STREAMED = """
 SELECT stream_count FROM pg_stat_replication_slots WHERE slot_name = %s
@@ -190,7 +194,13 @@ class Bench:
         """Run until caught up, through the phase's fault. Whether anything happened at the source meanwhile, and
         whether any rows were copied.
         """
-        telling = _Telling(phase, self._transact, lambda t: self._begun(t, self._writers[1]))
+        holder = self._writers[1]
+        telling = _Telling(
+            phase,
+            self._transact,
+            lambda transaction: self._begun(transaction, holder),
+            lambda: holder.execute(_LOCKS_OUT).fetchone() is not None,
+        )
         fault = phase.fault
         for _ in range(_RETRIES):
             config = self._line.config
@@ -239,11 +249,15 @@ class _Telling:
     """What the loop's points set off in one phase. Used by the loop's thread, and by no other while that runs."""
 
     def __init__(
-        self, phase: Phase, transact: Callable[[Transaction], None], begun: Callable[[Transaction], Any]
+        self,
+        phase: Phase,
+        transact: Callable[[Transaction], None],
+        begun: Callable[[Transaction], Any],
+        locks_out: Callable[[], bool],
     ) -> None:
         self._meanwhile: list[Meanwhile] = list(phase.meanwhile)
         self._kill = phase.fault if isinstance(phase.fault, Kill) else None
-        self._transact, self._begun = transact, begun
+        self._transact, self._begun, self._locks_out = transact, begun, locks_out
         self._passed: Counter[str] = Counter()
         self._held: tuple[ExitStack, int] | None = None
         self._thread = threading.get_ident()
@@ -266,6 +280,8 @@ class _Telling:
                 stack = ExitStack()
                 stack.enter_context(self._begun(each.transaction))
                 self._held = stack, _HELD_FOR
+                if self._locks_out():  # the loop may have to wait for it, and nobody else would end it
+                    self.end_held()
             else:
                 self._transact(each.transaction)
         passed = {(point, nth), ("", self._passed[""] - 1)}

@@ -26,6 +26,7 @@ from towline.errors import SourceUnavailable, SpoolCorrupt, TowlineError
 from towline.frame import Frame, FrameError, frame_row
 from towline.source.postgres import stream
 from towline.source.postgres.gather import Gatherer, TupleBatch
+from towline.source.postgres.notices import Notices
 from towline.source.postgres.pgoutput import parse
 from towline.source.postgres.routed import Routed
 from towline.source.postgres.spool import Spool
@@ -115,6 +116,7 @@ class _Sent:
 
     def __init__(self, sent: Sequence[bytes]) -> None:
         self._sent = list(sent)
+        self.notices = Notices()
 
     def receive(self) -> None:
         """Raises SourceUnavailable when all was given."""
@@ -137,7 +139,7 @@ class _Sent:
     def nothing(self, *arguments: object, **named: object) -> None:
         """What needs a server."""
 
-    check_slot = check_publication = start = check_notices = send_status = close = nothing
+    check_slot = check_publication = start = send_status = close = nothing
 
 
 def _streaming(sent: Sequence[bytes]) -> Iterator[Piece]:

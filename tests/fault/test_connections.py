@@ -68,9 +68,7 @@ def test_cut_in_the_middle_of_a_message(
         daemon = under.daemon()
         with shop(under, seed=12, rows=ROWS):
             for count in (100, 1_001, 5_003, 20_011):
-                seen = proxy.accepted
-                proxy.cut_after(count, up=up)
-                until(lambda seen=seen: proxy.accepted > seen, 60, daemon.log)  # type: ignore[misc]
+                until(proxy.cut_after(count, up=up).is_set, 60, daemon.log)
                 under.await_progress()
         finish(under)
 

@@ -167,10 +167,14 @@ def test_refuse_and_resume(proxy: Proxy) -> None:
 def test_cut_after_counts_to_the_byte(proxy: Proxy) -> None:
     """The client gets exactly as much as was allowed, then a FIN."""
     with connect(proxy) as client:
-        proxy.cut_after(10, reset=False)
-        client.sendall(b"0123456789abcdef")
-        assert exactly(client, 10) == b"0123456789"
+        blown = proxy.cut_after(10, reset=False)
+        client.sendall(b"012345678")
+        assert exactly(client, 9) == b"012345678"
+        assert not blown.is_set()
+        client.sendall(b"9abcdef")
+        assert exactly(client, 1) == b"9"
         assert client.recv(1) == b""
+        assert blown.wait(10)
 
 
 def test_a_server_that_is_down_resets_its_clients(echo: Echo) -> None:

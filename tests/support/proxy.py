@@ -89,6 +89,7 @@ class Proxy:
         self._held = {True: False, False: False}
         self._delay = 0.0
         self._fuse: tuple[bool, int, bool] | None = None
+        self._blown = threading.Event()
         self._bytes = {True: 0, False: 0}
         self._accepted = 0
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
@@ -145,9 +146,17 @@ class Proxy:
         self._do(order)
         return count
 
-    def cut_after(self, count: int, *, up: bool = False, reset: bool = True) -> None:
-        """Cut every connection once ``count`` more bytes went through (down, unless ``up``), inside a message too."""
-        self._do(lambda: setattr(self, "_fuse", (up, self._bytes[up] + count, reset)))
+    def cut_after(self, count: int, *, up: bool = False, reset: bool = True) -> threading.Event:
+        """Cut every connection once ``count`` more bytes went through (down, unless ``up``), inside a message too.
+
+        The event tells that it happened: a new connection does not, since a daemon opens some of its own accord.
+        """
+
+        def order() -> None:
+            self._fuse, self._blown = (up, self._bytes[up] + count, reset), threading.Event()
+
+        self._do(order)
+        return self._blown
 
     def trap(self, trap: Trap) -> threading.Event:
         """Fail at the next message that the trap is for, once; the event tells that it happened."""
@@ -381,6 +390,7 @@ class Proxy:
             self._fuse = None
             for each in list(self._links):
                 self._cut(each, client=True, server=True, reset=reset)
+            self._blown.set()
             return False
         return True
 

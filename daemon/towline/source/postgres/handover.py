@@ -66,7 +66,9 @@ class Handover:
         #: Nothing follows the pieces that wait.
         self.ended = False
         self._woken = False
+        self._stalled = False  # the reader reads no more until a piece is taken
         # The reader's own.
+        self.reported = acknowledged
         self.told = position  # the newest position with everything before it decoded
         self._whole = True  # the piece that was pushed last ended at a transaction's end
         self._wake_out, self._wake_in = os.pipe()
@@ -97,15 +99,18 @@ class Handover:
             self._waiting = False
             piece = self._pieces.popleft()
             self._bytes -= _size(piece)
-            self._wake()  # it may have stopped reading
+            if self._stalled:
+                self._stalled = False
+                self._wake()
             return piece
 
     def acknowledge(self, position: int) -> None:
-        """Everything before the position is durable; never goes back."""
+        """Everything before the position is durable; never goes back. The first one after a report wakes the reader."""
         with self._changed:
             if position > self.acknowledged:
+                if self.acknowledged <= self.reported:
+                    self._wake()
                 self.acknowledged = position
-                self._wake()
 
     @property
     def drained(self) -> bool:
@@ -149,10 +154,18 @@ class Handover:
         """Cut as long as there is more than a piece holds. False when the consumer has to take one first."""
         gatherer = self._gatherer
         while gatherer.ready or gatherer.full:
-            if len(self._pieces) >= QUEUED and self._bytes >= self._ahead:
-                return False
+            with self._changed:
+                self._stalled = len(self._pieces) >= QUEUED and self._bytes >= self._ahead
+                if self._stalled:
+                    return False
             self.push(gatherer.ready.popleft() if gatherer.ready else gatherer.cut_full())
         return True
+
+    @property
+    def busy(self) -> bool:
+        """Whether the consumer is at work: it wakes the reader when it comes for more."""
+        with self._changed:
+            return not self._waiting
 
     def push(self, piece: Piece) -> None:
         """Give the consumer a piece."""

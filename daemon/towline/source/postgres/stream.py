@@ -46,6 +46,8 @@ STATUS_EVERY = (0.2, 10.0)
 SILENCE = 150.0
 #: So many seconds of reading in one go are a burst, too, so that the server gets its status updates.
 BURST_SECONDS = 0.05
+#: Naps (seconds) while the consumer is busy, which wakes the reader when it comes for more.
+BUSY_NAP, LONGEST_BUSY_NAP = 0.001, 0.016
 #: How long `close` waits for the reader.
 CLOSE_WITHIN = 1.0
 
@@ -116,7 +118,6 @@ class PostgresStream:
         acknowledged = start if acknowledged is None else acknowledged
         self._handover = Handover(self._gatherer, position=start, acknowledged=acknowledged)
         # The reader's own.
-        self._reported = -1
         self._status_at = -math.inf
         self._heard_at = time.monotonic()
         self._reader = threading.Thread(target=self._run, name=f"towline-stream-{slot}", daemon=True)
@@ -182,13 +183,18 @@ class PostgresStream:
         with suppress(Closed):
             while not self._handover.closing:
                 self._await_room()
-                if self._burst():
+                heard = self._burst()
+                if self._handover.busy:
+                    nap = BUSY_NAP if heard else min(max(nap, BUSY_NAP) * 2, LONGEST_BUSY_NAP)
+                    self._handover.sleep(nap)
+                elif heard:
+                    nap = min(nap, LONGEST_NAP)
                     time.sleep(nap)
-                    nap = min(nap * 2, LONGEST_NAP)
+                    nap *= 2
                 else:
                     nap = SHORTEST_NAP
                     self._sleep(reading=True)
-        if self._handover.acknowledged > self._reported:
+        if self._handover.acknowledged > self._handover.reported:
             self._walsender.send_status(self._handover.acknowledged)
 
     def _burst(self) -> bool:
@@ -263,11 +269,11 @@ class PostgresStream:
         acknowledged = self._handover.acknowledged
         if now - self._status_at >= self._report_every(acknowledged):
             self._walsender.send_status(acknowledged, ask=now - self._heard_at > SILENCE)
-            self._reported = acknowledged
+            self._handover.reported = acknowledged
             self._status_at = now
 
     def _report_every(self, acknowledged: int) -> float:
-        return ACKNOWLEDGE_EVERY if acknowledged > self._reported else self._status_every
+        return ACKNOWLEDGE_EVERY if acknowledged > self._handover.reported else self._status_every
 
     def _sleep(self, *, reading: bool) -> None:
         """Until data come (when ``reading``), the caller's thread wants something, or a status update is due."""

@@ -42,8 +42,9 @@ _Key = tuple[str, tuple[int, ...]]
 
 @dataclass(slots=True)
 class Outcome:
-    """What a statement's result tells, once the queue was synced."""
+    """What a statement's result tells, once the queue was synced. ``done``: it has one, and that is no error."""
 
+    done: bool = False
     rowcount: int = -1
     rows: list[tuple[str | None, ...]] = field(default_factory=list)
 
@@ -66,6 +67,7 @@ class Executor:
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
+        self._transformer = Transformer.from_context(connection)
         self._sent: list[_Sent] = []
         # Names by statement and types (those of an int depend on its size), in the order of their last use.
         self._prepared: dict[_Key, bytes] = {}
@@ -136,7 +138,7 @@ class Executor:
         """Values, types and formats, as libpq takes them."""
         if not parameters:
             return None, None, None
-        transformer = Transformer.from_context(self._connection)
+        transformer = self._transformer
         values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
         return values, transformer.types, transformer.formats
 
@@ -174,6 +176,7 @@ class Executor:
 def _fill(outcome: Outcome | None, result: pq.abc.PGresult) -> None:
     if outcome is None:
         return
+    outcome.done = True
     outcome.rowcount = result.command_tuples or 0
     for row in range(result.ntuples):
         values = (result.get_value(row, column) for column in range(result.nfields))

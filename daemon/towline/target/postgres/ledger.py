@@ -14,6 +14,7 @@ from towline.key_sum import MODULUS, KeySum
 from towline.position import format_lsn
 from towline.running_sums import Answer, Entry
 from towline.target import Counts, RouteState
+from towline.target.postgres.params import bigints, texts
 from towline_transforms.identifier import quote
 
 
@@ -141,13 +142,13 @@ class Control:
             ),
             strict=True,
         )
-        columns = [list(column) for column in (*figures, *sums)]
-        return self._ledger, (self._pipeline, format_lsn(begin), format_lsn(end), list(entries), *columns)
+        columns = (*map(bigints, figures), *map(texts, sums))
+        return self._ledger, (self._pipeline, format_lsn(begin), format_lsn(end), texts(tuple(entries)), *columns)
 
     def totals(self, entries: Mapping[str, Entry]) -> tuple[str, tuple[object, ...]]:
         """Writes the running sums."""
         rows = [(route, entry.form, *_pair(entry.total)) for route, entry in entries.items()]
-        return self._totals, (self._pipeline, *(list(column) for column in zip(*rows, strict=True)))
+        return self._totals, (self._pipeline, *map(texts, zip(*rows, strict=True)))
 
     def asked(self) -> tuple[str, tuple[object, ...]]:
         """The routes that somebody wants counted, and whether the running sum is to be made anew."""

@@ -28,16 +28,17 @@ class Savepoints:
         it is about rows. Other errors are raised, translated; the transaction is lost then. Those of what was queued
         before are raised as they are, to whoever queued it: there would be no savepoint yet to go back to.
         """
-        self._executor.sync()
         mark = self._stages.mark()
+        begun = self._executor.run(f"SAVEPOINT {name}")
         try:
-            self._executor.run(f"SAVEPOINT {name}")
             queue()
             self._executor.run(f"RELEASE SAVEPOINT {name}")
             self._executor.sync()
             return None
         except psycopg.Error as error:
             self._executor.abandon()
+            if not begun.done:
+                raise
             doubted = without_rows is not None and doubtful(error)
             translated = refused_row(error) if doubted else translate(error, "target")
             if not isinstance(translated, RowRefused):

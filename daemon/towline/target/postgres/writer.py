@@ -6,8 +6,7 @@ starts: a daemon that was suspended and comes back finds another's epoch when it
 A daemon that is frozen, with its connection alive, loses both session and transaction to the server's idle timeouts
 (`_IDLE`).
 
-**Round trips.** A small batch costs three: begin and lock the checkpoint; its statements; ledger, checkpoint and
-commit.
+**Round trips.** A small batch costs two: begin, lock the checkpoint and its statements; ledger, checkpoint and commit.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from towline.target import Checkpoint, ChunkLoad, Committed, Counts, Reread, Rou
 from towline.target.postgres import control
 from towline.target.postgres.apply import Applier
 from towline.target.postgres.attempt import Routes
-from towline.target.postgres.executor import Executor
+from towline.target.postgres.executor import Executor, Outcome
 from towline.target.postgres.ledger import Control, lock_key
 from towline.target.postgres.quarantine import Quarantine
 from towline.target.postgres.staging import Path
@@ -113,6 +112,7 @@ class PostgresTarget:
         self._position = 0
         self._began = 0.0
         self._open = False  # a transaction
+        self._held: Outcome | None = None  # the checkpoint, in a transaction that has just begun
         self._loaded: list[RouteState] = []  # in it
         self._breaker = breaker or Breaker()
         self._counted = 0.0
@@ -265,13 +265,15 @@ class PostgresTarget:
 
     def apply(self, piece: Piece, active: AbstractSet[str], reread: Reread, prior: ChunkLoad | None = None) -> None:
         """See the contract."""
-        with self._call():
+        with self._call(), self._holding():
+            if piece.truncated:
+                self._hold()  # who empties tables says so of every error
             self.sums.apply(piece, active)
             self._applying().apply(piece, active, self._elsewhere(reread), prior)
 
     def load(self, load: ChunkLoad) -> None:
         """See the contract."""
-        with self._call():
+        with self._call(), self._holding():
             self._applying().load(load)
             executor = self._executing()
             executor.run(*self._control.state(load.state))
@@ -284,6 +286,7 @@ class PostgresTarget:
         replayed in a transaction of its own that finds these rows.
         """
         with self._call():
+            self._hold()
             try:
                 return self._commit(position, commit_time)
             except psycopg.Error as error:
@@ -296,6 +299,7 @@ class PostgresTarget:
             loaded = self._loaded
             self._roll_back()
             self._begin(replaying=True)
+            self._hold()
             self._applying().replay()
             for state in loaded:
                 self._executing().run(*self._control.state(state))
@@ -362,7 +366,7 @@ class PostgresTarget:
             self._sums.rolled_back()
 
     def _roll_back(self) -> None:
-        self._open = False
+        self._open, self._held = False, None
         applier, executor = self._applying(), self._executing()
         try:
             executor.abandon()
@@ -375,6 +379,7 @@ class PostgresTarget:
         """See the contract."""
         with self._call():
             self._begin()
+            self._hold()
             executor = self._executing()
             for state in states:
                 executor.run(*self._control.state(state))
@@ -390,6 +395,7 @@ class PostgresTarget:
         """
         with self._call():
             self._begin()
+            self._hold()
             executor = self._executing()
             for statement in statements:
                 executor.run(statement)
@@ -400,7 +406,11 @@ class PostgresTarget:
             self._open = False
 
     def _begin(self, *, replaying: bool = False) -> None:
-        """Begin a transaction and hold the checkpoint. ``replaying``: what was applied before will be once more."""
+        """Begin a transaction that holds the checkpoint. ``replaying``: what was applied before will be once more.
+
+        What the server says to that is looked at with the answers to the first statements that follow, see `_holding`:
+        a round trip less for each batch.
+        """
         if self._open:
             raise TowlineError("a transaction was begun inside another one")
         applier, executor = self._applying(), self._executing()
@@ -409,19 +419,38 @@ class PostgresTarget:
         self._began = time.monotonic()
         self._loaded = []
         self._open = True
-        executor.run("BEGIN")
-        held = executor.run(*self._control.hold(self._epoch), prepare=True)
-        executor.run("SET CONSTRAINTS ALL DEFERRED")
-        executor.sync()
+        executor.run("BEGIN", prepare=True)
+        self._held = executor.run(*self._control.hold(self._epoch), prepare=True)
+        executor.run("SET CONSTRAINTS ALL DEFERRED", prepare=True)
+        if not replaying:
+            applier.begin()
+            self.sums.begin()
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """What is done may be done for nothing, and fail for that reason, when the checkpoint is not held: see to it
+        that nothing is made of it.
+        """
+        try:
+            yield
+        except (psycopg.Error, TowlineError):
+            if self._held is not None and self._held.done and not self._held.rows:
+                raise self._fenced() from None
+            raise
+        self._hold()
+
+    def _hold(self) -> None:
+        """Look at what the server said to `_begin`. Raises Fenced."""
+        if self._held is None:
+            return
+        self._executing().sync()
+        held, self._held = self._held, None
         if not held.rows:
             raise self._fenced()
         position, asked = held.rows[0]
         self._position = parse_lsn(position or "")
         if asked == "t":
             self._ask()
-        if not replaying:
-            applier.begin()
-            self.sums.begin()
 
     def _ask(self) -> None:
         """See for which routes somebody wants the keys counted."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from towline.errors import ChecksumDiffers
+from towline.errors import ChecksumDiffers, RowRefused
 
 #: How many keys of each kind of difference a report shows.
 SAMPLES = 10
@@ -15,11 +15,19 @@ SAMPLES = 10
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A row that differs: ``kind`` is missing, extra or different; ``key`` is the target's key as text."""
+    """A row that differs; ``key`` is the target's key as text.
+
+    ``kind``: missing, extra, different, quarantined, or refused by the target when it was to be mended.
+    """
 
     kind: str
     key: tuple[str | None, ...]
     columns: tuple[str, ...] = ()
+
+
+#: The state of a route whose table has columns that the target is to get, and has not yet (``on_schema_change:
+#: evolve``): they are in ``columns``.
+EVOLVING = "evolving"
 
 
 class Keys(enum.StrEnum):
@@ -36,8 +44,9 @@ class RouteReport:
     """What was found for one route. ``rows``: source rows compared. ``columns``: how many rows differ in which column.
 
     ``quarantined``: rows that differ because a change of them was set aside; they are not among the others.
-    ``state``: the route's; only a route that is ``streaming`` can be compared. ``checksum``: None when it was not
-    looked at.
+    ``state``: the route's, or `EVOLVING`; only a route that is ``streaming`` can be compared. ``checksum``: None when
+    it was not looked at. ``refused``: rows that a repair could not write, since the target refuses them;
+    ``refusals``: why.
     """
 
     route: str
@@ -49,6 +58,8 @@ class RouteReport:
     unsettled: int = 0
     quarantined: int = 0
     repaired: int = 0
+    refused: int = 0
+    refusals: set[str] = field(default_factory=set)
     columns: dict[str, int] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
@@ -79,6 +90,8 @@ class RouteReport:
             "unsettled": self.unsettled,
             "quarantined": self.quarantined,
             "repaired": self.repaired,
+            "refused": self.refused,
+            "refusals": sorted(self.refusals),
             "columns": dict(sorted(self.columns.items())),
             "checksum": None if self.checksum is None else self.checksum.value,
             "samples": [{"kind": s.kind, "key": list(s.key), "columns": list(s.columns)} for s in self.samples],
@@ -87,6 +100,10 @@ class RouteReport:
 
     def lines(self) -> Iterator[str]:
         """For people; samples hold keys of rows, which are shown nowhere else."""
+        if self.state == EVOLVING:
+            lacking = ", ".join(self.columns)
+            yield f"{self.route}: not compared, the target lacks {lacking}, which the daemon adds, or `towline apply`"
+            return
         if self.state != "streaming":
             yield f"{self.route}: not compared, its first copy is not complete ({self.state})"
             return
@@ -103,6 +120,10 @@ class RouteReport:
             yield f"  {_rows(self.quarantined)} behind: set aside, see `towline quarantine list`"
         if self.repaired:
             yield f"  {_rows(self.repaired)} repaired"
+        if self.refused:
+            yield f"  {_rows(self.refused)} not repaired: {RowRefused.code}, the target refuses what the source has"
+        for reason in sorted(self.refusals):
+            yield f"    {reason}"
         for name, count in sorted(self.columns.items()):
             yield f"  column {name} differs in {_rows(count)}"
         for sample in self.samples:

@@ -26,7 +26,7 @@ source, before and after a look at the target; of any other key the whole source
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -35,7 +35,7 @@ import numpy as np
 
 from towline.change import Chunk, Relation
 from towline.differences import RouteReport
-from towline.errors import VerifyUnsettled
+from towline.errors import RowRefused, VerifyUnsettled
 from towline.frame import Frame
 from towline.position import before_page_header, format_lsn
 from towline.source import Tables
@@ -121,7 +121,7 @@ def settle(tables: Tables, timeout: float = 2.0) -> None:
 class RouteVerifier:
     """Verifies one route, in one pass (two when keys of the target must be looked for in the whole source).
 
-    ``repair``: mend what differs, but for what is set aside.
+    ``repair``: mend what differs, but for what is set aside, and what the target refuses.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class RouteVerifier:
         """Look again at rows that were read at ``high``, until each is right, surely wrong, or given up."""
         key = self._relation.key
         looks: dict[bytes, tuple[str | None, int]] = {}  # the version of the target's row, and how often it was wrong
-        confirmed: list[bytes] = []
+        confirmed: dict[bytes, tuple[str | None, ...]] = {}
         for attempt in range(ROUNDS):
             self._progress.wait(high)
             wrong = {each.row: each for each in self._target.look(rows)}
@@ -199,7 +199,7 @@ class RouteVerifier:
                 elif times >= LOOKS:
                     kind = "missing" if mismatch.version is None else "different"
                     self.report.add(kind, self._shown(mismatch.key), mismatch.columns)
-                    confirmed.append(name)
+                    confirmed[name] = self._shown(mismatch.key)
                 else:
                     keep.append(now[name])
             if not keep:
@@ -212,11 +212,25 @@ class RouteVerifier:
         if confirmed and self._repair:
             self._write(confirmed)
 
-    def _write(self, names: Sequence[bytes]) -> None:
-        """Apply the present rows of those source keys, between two batches of the daemon.
+    def _write(self, confirmed: Mapping[bytes, tuple[str | None, ...]]) -> None:
+        """Apply the present rows of those source keys (each with what is shown of it), between two batches of the
+        daemon. Rows that the target refuses are found by halves, and told of; the others are mended.
+        """
+        names = list(confirmed)
+        try:
+            self._write_all(names)
+        except RowRefused as refused:
+            if len(names) == 1:
+                self.report.add("refused", confirmed[names[0]])
+                self.report.refusals.add(refused.detail)
+                return
+            middle = len(names) // 2
+            for half in (names[:middle], names[middle:]):
+                self._write({name: confirmed[name] for name in half})
 
-        The source is read under the lock, so that what it says is not older than what the daemon has applied (see
-        `settle`).
+    def _write_all(self, names: Sequence[bytes]) -> None:
+        """The source is read under the lock, so that what it says is not older than what the daemon has applied (see
+        `settle`). Raises RowRefused, and has written nothing then.
         """
         width = len(self._relation.key)
         with self._target.locked():

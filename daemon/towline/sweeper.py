@@ -18,7 +18,7 @@ import psycopg
 
 from towline.change import Relation
 from towline.config import PipelineConfig
-from towline.errors import Action, TowlineError, VerifyUnsettled
+from towline.errors import Action, RowRefused, TowlineError, VerifyUnsettled
 from towline.logs import event
 from towline.route_verifier import Progress, RouteVerifier
 from towline.snapshot import copy_order
@@ -168,6 +168,8 @@ class Sweeper:
                 mended=report.missing + report.different,
                 seconds=round(report.seconds, 3),
             )
+            if report.refusals:
+                raise RowRefused(min(report.refusals))
             if report.repaired >= report.differing:
                 return
         raise VerifyUnsettled(f"rows of route {route.name} kept changing while they were to be removed")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from towline.change import Relation
 from towline.checksum_verifier import ChecksumVerifier
-from towline.differences import Keys, Report, RouteReport
+from towline.differences import EVOLVING, Keys, Report, RouteReport
 from towline.errors import SourceReplaced
 from towline.route_verifier import Progress, RouteVerifier
 from towline.source import Tables
@@ -102,6 +102,8 @@ def verify_routes(
         state = states[route.name].state if route.name in states else "pending"
         if state != "streaming":
             return RouteReport(route.name, state)
+        if route.added:
+            return RouteReport(route.name, EVOLVING, columns=dict.fromkeys(route.added, 0))
         with session.route(route, relation) as comparing:
             report = RouteVerifier(tables, comparing, progress, chunk_rows=chunk_rows, repair=mend).run()
         report.checksum = checksums.check(route.name, relation)

@@ -507,7 +507,10 @@ class TargetTableChanged(TowlineError):
     """A target table or a column that a route fills is gone, has another type, or can no longer be written to."""
 
     code = "TL-406"
-    remedy = "Restore it, or change the route and run `towline apply`."
+    remedy = (
+        "Restore it, or change the route, and run `towline apply`: a table that is gone it makes anew, and has its "
+        "routes copied again."
+    )
 
 
 class ControlTablesForeign(TowlineError):
@@ -595,7 +598,10 @@ class AddressInUse(TowlineError):
 
     code = "TL-504"
     action = Action.CONFIGURE
-    remedy = "Set `web.port` to a free port, or 0 for none."
+    remedy = (
+        "Set `web.port` to a free port, or 0 for none. Another daemon may have it, of this pipeline too: a standby on "
+        "the same host needs a file with a port of its own."
+    )
 
 
 class EntryUnknown(TowlineError):

@@ -10,6 +10,7 @@ import logging
 from dataclasses import replace
 
 from towline.config import PipelineConfig
+from towline.errors import SourceRefused
 from towline.logs import event
 from towline.plan import known_routes, new_tables, refused, sessions
 from towline.postgres import catalog
@@ -53,7 +54,16 @@ def add(config: PipelineConfig) -> tuple[str, ...]:
             raise refused(plan.problems)
         target_setup.execute(target, plan.made)
         if plugin == "pgoutput":
-            source_setup.execute(source, source_setup.publish(source, relations, publication=config.source.publication))
+            try:
+                source_setup.execute(
+                    source, source_setup.publish(source, relations, publication=config.source.publication)
+                )
+            except SourceRefused as error:
+                error.hint = (
+                    "Have the publication's owner add the tables (`towline plan --side source` prints the statements), "
+                    "then send SIGHUP again or run `towline apply`."
+                )
+                raise
         target_setup.execute(target, plan.states)
         names = tuple(route.name for route in routes)
         event(log, logging.INFO, "tables_added", pipeline=config.pipeline, count=len(names), first=names[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,6 +125,15 @@ def known_routes(config: PipelineConfig, target: psycopg.Connection[Any]) -> fro
         if "route_state" not in control.present(target, schema):
             return frozenset()
         return frozenset(control.read_states(target, schema, config.pipeline))
+
+
+def unapplied(routes: Iterable[Route], known: Container[str]) -> str | None:
+    """Says which of the routes have no state at the target (``known``) yet, for an error; None when all have."""
+    new = [route.name for route in routes if route.name not in known]
+    if not new:
+        return None
+    count = "1 route is" if len(new) == 1 else f"{len(new)} routes are"
+    return f"{count} new since the last `towline apply`: {', '.join(new[:5])}"
 
 
 def without_new(config: PipelineConfig, found: Catalog, known: Collection[str]) -> Catalog:

@@ -40,7 +40,7 @@ from towline.lookout import Lookout
 from towline.metrics import Metrics
 from towline.monitor import Monitor
 from towline.pipeline import Pipeline
-from towline.plan import Prepared
+from towline.plan import Prepared, unapplied
 from towline.position import before_page_header, format_lsn
 from towline.recounter import Recounter
 from towline.republish import interruption
@@ -262,6 +262,8 @@ class Replication:
         name = stream_name(checkpoint)
         if tables.end_walsender(name):
             event(log, logging.WARNING, "abandoned_walsender_ended", pipeline=config.pipeline, slot=config.source.slot)
+        if new := unapplied(prepared.routes, target.states()):
+            raise NotSetUp(new)
         self._adopt(intake, target)
         until = before_page_header(tables.position()) if until_caught_up else None
         if intake.halt is not None:
@@ -295,11 +297,7 @@ class Replication:
         if checkpoint.publication is None and standing is not None and standing.oid is not None:
             target.note_publication(standing.oid)
         target.read_ahead(tables.position())
-        states = target.states()
-        missing = [route.name for route in prepared.routes if route.name not in states]
-        if missing:
-            raise NotSetUp(f"{len(missing)} routes are new since the last `towline apply`: {', '.join(missing[:5])}")
-        snapshots = Snapshots(prepared.routes, states)
+        snapshots = Snapshots(prepared.routes, target.states())
         snapshots.listen(tables.horizon())
         reader = BackgroundChunkReader(self._tables, snapshots)
         stack.callback(reader.close)

@@ -47,6 +47,7 @@ def problem(
     """What keeps the tables that are remembered from being read, as the daemon finds it at its start."""
     if config.source.plugin != "pgoutput":
         return None
+    kept = {route: each for route, each in kept.items() if route in states}
     found, lacking = tables.publication(config.source.publication, [_travelled(each) for each in kept.values()])
     anew = found.made_anew(checkpoint.publication)
     return anew or lacking or interruption(found.name, remembered.interrupted(kept, states, found.versions))

@@ -26,7 +26,7 @@ from towline.logs import configure, event
 from towline.metrics import Metrics
 from towline.monitor import Monitor
 from towline.notify import notify
-from towline.plan import prepare
+from towline.plan import known_routes, prepare, unapplied
 from towline.replication import Replication
 from towline.signals import answered
 from towline.source.postgres.spool import probe
@@ -133,7 +133,9 @@ class Supervisor:
         try:
             if self._config.web.port:
                 web = serve(self._config.web.host, self._config.web.port, self._metrics, self.health)
-            return self._attempts(until_caught_up)
+            code = self._attempts(until_caught_up)
+            event(log, logging.INFO, "stopped", pipeline=self._config.pipeline)
+            return code
         except LedgerImbalance as error:
             if web is not None:
                 self._be_seen(error)
@@ -241,6 +243,8 @@ class Supervisor:
             if config.web != self._config.web:
                 raise ReloadRefused("the web address changed")
             with prepare(config, applied=True) as prepared:
+                if new := unapplied(prepared.routes, known_routes(config, prepared.target)):
+                    raise ReloadRefused(new, hint="Run `towline apply`, then send SIGHUP again.")
                 if config.spool != self._config.spool and wanted(config, prepared.source_catalog.server_version):
                     probe(config.spool.directory)
         except TowlineError as error:

@@ -178,6 +178,28 @@ def test_a_wrong_reload_is_refused(under: Fault) -> None:
     finish(under, daemon)
 
 
+def test_a_reload_that_is_ahead_of_apply_is_refused(under: Fault) -> None:
+    """A route that has no state yet: the daemon goes on as before, and takes the file after `apply`."""
+    daemon = under.daemon()
+    active(under, daemon)
+    under.at_source("CREATE SCHEMA other; CREATE TABLE other.thing (id int PRIMARY KEY)")
+    good = under.path.read_text("utf-8")
+    under.path.write_text(good + "  - {from: other.thing, into: replica.thing}\n", "utf-8")
+    daemon.signal(signal.SIGHUP)
+    until(lambda: "event=reload_refused" in daemon.log(), 30, daemon.log)
+    assert "code=TL-503" in daemon.log() and "other.thing" in daemon.log()
+    with shop(under, seed=8, rows=ROWS):
+        under.await_progress()
+    under.apply()
+    daemon.signal(signal.SIGHUP)
+    until(lambda: "event=reloaded" in daemon.log(), 30, daemon.log)
+    under.at_source("INSERT INTO other.thing SELECT generate_series(1, 100)")
+    under.await_position()
+    assert under.at_hub("SELECT count(*) FROM replica.thing") == [(100,)]
+    finish(under, daemon)
+    assert "event=stopped" in daemon.log()
+
+
 def test_stopped_inside_a_large_transaction(under: Fault) -> None:
     """SIGTERM while a transaction of many pieces is applied: it is abandoned, and repeated by the next daemon."""
     daemon = under.daemon()

@@ -189,7 +189,8 @@ def check_identity(table: Table, report: Report) -> bool:
             ProblemKind.IDENTITY,
             table.identity_reason or f"{table.name} has no primary key and no other replica identity.",
             f"Run at the source one of: {' '.join(statements)} REPLICA IDENTITY FULL alone is not enough: "
-            "it needs a unique index over NOT NULL columns too.",
+            "it needs a unique index over NOT NULL columns too. If a pattern has brought in a table that is not to be "
+            "replicated, list the others one by one.",
         )
         return False
     for column in table.identity:

@@ -19,14 +19,17 @@ from towline.source import Finding, Step
 def check(ctx: click.Context, pipeline_file: Path) -> None:
     """Check the file, both ends and every route.
 
-    Nothing is changed. Every problem is printed, with what to do.
+    Nothing is changed. Every problem is printed, with what to do, and whether `apply` has something to do.
     """
     loaded = config.load(pipeline_file)
     warn(loaded)
     with planning.prepare(loaded) as prepared:
-        findings, routes = prepared.findings, prepared.routes
-    tell(ctx, findings)
-    click.echo(f"ok: {len(routes)} {'route holds' if len(routes) == 1 else 'routes hold'}")
+        tell(ctx, prepared.findings)
+        left = len(planning.steps(prepared))
+    routes = len(prepared.routes)
+    click.echo(f"ok: {routes} {'route holds' if routes == 1 else 'routes hold'}")
+    if left:
+        click.echo(f"`towline apply` has {left} {'step' if left == 1 else 'steps'} to do, see `towline plan`")
 
 
 def tell(ctx: click.Context, findings: list[Finding]) -> None:

@@ -1,5 +1,7 @@
 """Set-up of a target: what `towline plan` shows and `towline apply` does. Every step may be repeated.
 
+A table that is gone is made anew, and its routes are copied again: its rows were counted as there, and are not.
+
 What exists already is left as it is, but for enums, which get the labels that the source has and the target lacks (each
 in its place: the labels of an enum can only be added to, so nothing else is at risk). Any other difference between a
 type of the source and the type of that name at the target is a problem (TL-214), for a person to resolve.
@@ -22,6 +24,7 @@ from towline.postgres.typedefs import Definitions, TypeDefinition
 from towline.source import Identity, Step
 from towline.target.postgres import control, ddl
 from towline.target.postgres.ddl import Placement
+from towline.target.postgres.resync import ResyncState
 from towline_transforms.problems import Problem, ProblemKind
 from towline_transforms.route import Route
 
@@ -127,13 +130,18 @@ def plan(
         placed = placements(connection, routes, definitions)
         created = [route for route in routes if route.create]
         types, problems = _types(connection, [route for route in routes if route.create or route.added], placed)
-        tables = _tables(connection, created, placed)
+        known = control.read_states(connection, schema, pipeline) if "route_state" in found else {}
+        missing = _missing(connection, created)
+        lost = [route.name for route in missing if route.name in known and known[route.name].state != "pending"]
+        tables = [
+            Step("target", f"table {route.into}", ddl.create_table(route, placed[route.name])) for route in missing
+        ]
         if tables or types:
             steps += _schemas(connection, schema, created, [name for name, _ in types])
         steps += [step for _, step in types]
+        steps += _copied_again(connection, schema, pipeline, lost)
         steps += tables
         steps += _columns(routes, placed)
-        known = control.read_states(connection, schema, pipeline) if "route_state" in found else {}
         states = _new_states(schema, pipeline, [route.name for route in routes if route.name not in known])
         if forgetting:
             states += _gone_states(schema, pipeline, sorted(set(known) - {route.name for route in routes}))
@@ -248,15 +256,23 @@ def _missing_type(route: Route, definition: TypeDefinition, shown: str) -> Probl
     return Problem(ProblemKind.TYPE, route.name, "", detail, remedy)
 
 
-def _tables(connection: psycopg.Connection[Any], created: Sequence[Route], placed: dict[str, Placement]) -> list[Step]:
+def _missing(connection: psycopg.Connection[Any], created: Sequence[Route]) -> list[Route]:
+    """Those whose table is not there."""
     names = [route.into for route in created]
     rows = connection.execute(_TABLES, ([name.schema for name in names], [name.name for name in names]))
     existing = {(schema, name) for schema, name in rows}
-    return [
-        Step("target", f"table {route.into}", ddl.create_table(route, placed[route.name]))
-        for route in created
-        if (route.into.schema, route.into.name) not in existing
-    ]
+    return [route for route in created if (route.into.schema, route.into.name) not in existing]
+
+
+def _copied_again(connection: psycopg.Connection[Any], schema: str, pipeline: str, lost: Sequence[str]) -> list[Step]:
+    """The step that marks routes whose table is gone. It comes before the table, so that no end in between leaves it
+    empty and the route as if all was there.
+    """
+    if not lost:
+        return []
+    shown = ", ".join(lost[:5])
+    count = "1 route whose table is gone is" if len(lost) == 1 else f"{len(lost)} routes whose tables are gone are"
+    return [Step("target", f"{count} copied again: {shown}", ResyncState(connection, schema, pipeline).marking(lost))]
 
 
 def _columns(routes: Sequence[Route], placed: dict[str, Placement]) -> list[Step]:
@@ -311,4 +327,5 @@ def _gone_states(schema: str, pipeline: str, gone: Sequence[str]) -> list[Step]:
     statement = sql.SQL("DELETE FROM {}.route_state WHERE pipeline = {} AND route = ANY ({}::text[])").format(
         sql.Identifier(schema), sql.Literal(pipeline), sql.Literal(list(gone))
     )
-    return [Step("target", f"{len(gone)} routes are no longer configured", statement.as_string())]
+    count = "1 route is" if len(gone) == 1 else f"{len(gone)} routes are"
+    return [Step("target", f"{count} no longer configured", statement.as_string())]

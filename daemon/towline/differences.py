@@ -46,7 +46,7 @@ class RouteReport:
     ``quarantined``: rows that differ because a change of them was set aside; they are not among the others.
     ``state``: the route's, or `EVOLVING`; only a route that is ``streaming`` can be compared. ``checksum``: None when
     it was not looked at. ``refused``: rows that a repair could not write, since the target refuses them;
-    ``refusals``: why.
+    ``refusals``: why, ``refusal``: the first of these.
     """
 
     route: str
@@ -60,6 +60,7 @@ class RouteReport:
     repaired: int = 0
     refused: int = 0
     refusals: set[str] = field(default_factory=set)
+    refusal: RowRefused | None = None
     columns: dict[str, int] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0

@@ -33,7 +33,7 @@ COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 COPY_TRAILER = b"\xff\xff"
 
 
-#: Up to so many values, a loop over them costs less than numpy's fixed price for each column.
+#: Up to so many values, a loop over them costs less than a dozen calls of numpy for each column.
 _FEW = 200
 
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 POINTS = (
     "opened",  # the stream is open at the checkpoint
     "received",  # a piece was taken from the stream
-    "begun",  # the target transaction has begun
+    "begun",  # the target transaction is to begin with the next statement
     "applied",  # a piece was applied, not committed
     "within-transaction",  # between two pieces of one source transaction
     "chunk-read",  # a chunk was read and accepted

@@ -25,10 +25,12 @@ source, before and after a look at the target; of any other key the whole source
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -46,6 +48,8 @@ from towline_transforms.route import MASK, OnDelete, Route, masked_columns
 LOOKS = 3
 #: How often a row is looked at before it is given up as unsettled.
 ROUNDS = 25
+#: Of the rows to be mended together, so many that the target refuses are found; then it ends, since the daemon waits.
+MOST_REFUSED = 100
 
 
 class Comparing(Protocol):
@@ -214,31 +218,53 @@ class RouteVerifier:
 
     def _write(self, confirmed: Mapping[bytes, tuple[str | None, ...]]) -> None:
         """Apply the present rows of those source keys (each with what is shown of it), between two batches of the
-        daemon. Rows that the target refuses are found by halves, and told of; the others are mended.
-        """
-        names = list(confirmed)
-        try:
-            self._write_all(names)
-        except RowRefused as refused:
-            if len(names) == 1:
-                self.report.add("refused", confirmed[names[0]])
-                self.report.refusals.add(refused.detail)
-                return
-            middle = len(names) // 2
-            for half in (names[:middle], names[middle:]):
-                self._write({name: confirmed[name] for name in half})
+        daemon.
 
-    def _write_all(self, names: Sequence[bytes]) -> None:
-        """The source is read under the lock, so that what it says is not older than what the daemon has applied (see
-        `settle`). Raises RowRefused, and has written nothing then.
+        The source is read under the lock, so that what it says is not older than what the daemon has applied (see
+        `settle`). What the target refuses is told of; the others are mended.
         """
         width = len(self._relation.key)
         with self._target.locked():
             aside = self._target.quarantined()  # meanwhile, perhaps
-            framed = [width.to_bytes(2, "big") + name for name in names if name not in aside]
+            framed = [width.to_bytes(2, "big") + name for name in confirmed if name not in aside]
             settle(self._tables)
-            self._target.write(self._tables.fetch(self._relation, Frame.of_rows(framed, width)))
-        self.report.repaired += len(framed)
+            chunk = self._tables.fetch(self._relation, Frame.of_rows(framed, width))
+            refused = self._write_all(chunk)
+        names = chunk.rows.keys(self._relation.key) if refused else []
+        for place, error in refused.items():
+            self.report.add("refused", confirmed[names[place]])
+            self.report.refusals.add(error.detail)
+            self.report.refusal = self.report.refusal or error
+        self.report.repaired += len(framed) - len(refused)
+
+    def _write_all(self, chunk: Chunk) -> dict[int, RowRefused]:
+        """Write all rows but those that the target refuses, which are returned by place.
+
+        They are tried again as long as that helps: one may have waited for another that came after it.
+        """
+        refused = self._by_halves(chunk, list(range(len(chunk.rows))))
+        while refused and len(again := self._by_halves(chunk, list(refused))) < len(refused):
+            refused = again
+        return refused
+
+    def _by_halves(self, chunk: Chunk, places: list[int]) -> dict[int, RowRefused]:
+        """Write rows together, and where they are refused by halves; of very many that are refused, no more."""
+        refused: dict[int, RowRefused] = {}
+        parts = [places] if places else []
+        while parts:
+            part = parts.pop()
+            try:
+                self._target.write(replace(chunk, rows=chunk.rows.take(np.array(part))))
+            except RowRefused as error:
+                if len(refused) >= MOST_REFUSED:
+                    refused |= dict.fromkeys([*part, *itertools.chain.from_iterable(parts)], error)
+                    break
+                if len(part) == 1:
+                    refused[part[0]] = error
+                else:
+                    middle = len(part) // 2
+                    parts += [part[middle:], part[:middle]]
+        return refused
 
     # ---- rows of the target that no row of the source makes ----------------------------------------------------
 

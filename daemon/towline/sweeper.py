@@ -18,7 +18,7 @@ import psycopg
 
 from towline.change import Relation
 from towline.config import PipelineConfig
-from towline.errors import Action, RowRefused, TowlineError, VerifyUnsettled
+from towline.errors import Action, TowlineError, VerifyUnsettled
 from towline.logs import event
 from towline.route_verifier import Progress, RouteVerifier
 from towline.snapshot import copy_order
@@ -165,13 +165,15 @@ class Sweeper:
                 "route_swept",
                 route=route.name,
                 removed=report.extra,
-                mended=report.missing + report.different,
+                mended=report.missing + report.different - report.refused,
                 seconds=round(report.seconds, 3),
             )
-            if report.refusals:
-                raise RowRefused(min(report.refusals))
             if report.repaired >= report.differing:
                 return
+            if report.refusal is not None and not report.repaired:
+                break
+        if report.refusal is not None:  # else its room may be made by what was removed after it was tried
+            raise report.refusal
         raise VerifyUnsettled(f"rows of route {route.name} kept changing while they were to be removed")
 
     def _position(self) -> int:

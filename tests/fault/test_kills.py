@@ -79,7 +79,7 @@ def test_killed_at_random_under_load(pg18: Server, hub18: Server, new_database: 
         under.verify()
 
 
-@pytest.mark.parametrize("point", ["begun", "within-transaction", "chunk-loaded"])
+@pytest.mark.parametrize("point", ["applied", "within-transaction", "chunk-loaded"])
 def test_killed_with_wal2json(
     point: str, pg15: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path
 ) -> None:

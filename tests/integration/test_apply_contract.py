@@ -219,12 +219,21 @@ def test_one_writer(case: Case) -> None:
 
 
 def test_a_stale_writer_is_fenced(case: Case) -> None:
-    """Whoever lost its session lock unawares may neither begin nor set states, once another has begun."""
+    """Whoever lost its session lock unawares may neither write nor set states, once another has begun."""
     stale = case.opened()
     case.apply(stale, case.hub.batch().insert("item", id="1"))
     case.supersede()
     with pytest.raises(Fenced):
+        case.apply(stale, case.hub.batch().insert("item", id="2"))
+    stale.rollback()
+    with pytest.raises(Fenced):
         stale.begin()
+        stale.commit(START + 9, WHEN)
+    stale.rollback()
+    with pytest.raises(Fenced):
+        stale.begin()
+        stale.heartbeat()
+        stale.heartbeat()
     stale.rollback()
     with pytest.raises(Fenced):
         stale.set_states([RouteState(ROUTE, "pending")])

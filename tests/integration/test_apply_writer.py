@@ -17,7 +17,7 @@ from tests.support.checked import spec
 from tests.support.databases import create_database, drop_database
 from towline.change import INSERT, UPDATE, Format, Piece, RowSet, Transaction
 from towline.demo.server import Server
-from towline.errors import LedgerImbalance, NotSetUp, RowRefused, TargetConflict, TargetUnavailable
+from towline.errors import Fenced, LedgerImbalance, NotSetUp, RowRefused, TargetConflict, TargetUnavailable
 from towline.frame import Frame
 from towline.postgres.session import connect
 from towline.target import ChunkLoad, RouteState
@@ -111,6 +111,7 @@ def test_a_lost_connection(hub: Hub) -> None:
                 target.heartbeat()
             else:
                 target.begin()
+                target.commit(START + 1, WHEN)
         target.rollback()
         target.close()
     assert hub.rows("SELECT * FROM hub.item") == []
@@ -181,11 +182,27 @@ def test_a_repair_and_the_daemon_take_turns(hub: Hub) -> None:
     hub.set_up(ITEM, spec("src.item", "hub.item"))
     target = hub.target()
     target.begin()
+    target.apply(hub.batch().insert("item", id="1").piece(), {"src.item"}, hub.reread)
     with psycopg.connect(hub.dsn) as other, pytest.raises(psycopg.errors.LockNotAvailable):
         other.execute("SELECT * FROM towline.checkpoint FOR UPDATE NOWAIT")
     target.rollback()
     with psycopg.connect(hub.dsn) as other:
         assert len(other.execute("SELECT * FROM towline.checkpoint FOR UPDATE NOWAIT").fetchall()) == 1
+
+
+@pytest.mark.parametrize("wrong", ["DROP TABLE hub.item", "ALTER TABLE hub.item ADD CHECK (id < 0)"])
+def test_what_fails_of_a_fenced_daemon_is_that_it_is_fenced(hub: Hub, wrong: str) -> None:
+    """Its statements are sent before it knows; what comes of them is no matter of theirs."""
+    hub.set_up(ITEM, spec("src.item", "hub.item"))
+    target = hub.target()
+    hub.sql.execute(f"UPDATE towline.checkpoint SET epoch = epoch + 1; {wrong}".encode())
+    target.begin()
+    with pytest.raises(Fenced):
+        target.apply(hub.batch().insert("item", id="1").piece(), {"src.item"}, hub.reread)
+    with pytest.raises(Fenced):
+        target.commit(START + 1, WHEN)
+    target.rollback()
+    assert hub.rows("SELECT count(*) FROM towline.quarantine") == [(0,)]
 
 
 def test_deferred_constraints(hub: Hub) -> None:

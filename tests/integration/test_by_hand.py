@@ -46,10 +46,10 @@ def test_a_target_table_that_is_gone_is_copied_again(line: Line) -> None:
         line.run()
     assert "towline apply" in error.value.advice
     found = towline(line, "check")
-    assert found.exit_code == 0 and "`towline apply` has 2 steps to do" in found.output
+    assert found.exit_code == 0 and "`towline apply` has 1 step to do" in found.output
     applied = towline(line, "apply")
     assert applied.exit_code == 0, applied.output
-    assert "copied again: public.item" in applied.output and "table replica.item" in applied.output
+    assert "table replica.item, which is gone, and its rows are copied again" in applied.output
     assert line.at_hub("SELECT route, state FROM towline.route_state ORDER BY 1") == [
         ("public.item", "pending"),
         ("public.stock", "streaming"),
@@ -57,14 +57,6 @@ def test_a_target_table_that_is_gone_is_copied_again(line: Line) -> None:
     line.run()
     assert line.same("public.item", "replica.item", order="id") == 51
     assert line.verify().exit_code == 0
-
-
-def test_an_end_between_mark_and_table_leaves_no_gap(line: Line) -> None:
-    """The table is still missing, and the route is marked: `apply` goes on where it was."""
-    line.at_hub("DROP TABLE replica.item; UPDATE towline.route_state SET state = 'pending' WHERE route = 'public.item'")
-    assert "copied again" not in towline(line, "apply").output
-    line.run()
-    assert line.same("public.item", "replica.item", order="id") == 50
 
 
 def test_a_route_that_was_not_applied_leaves_nothing_behind(line: Line) -> None:
@@ -106,6 +98,26 @@ def test_repair_mends_what_it_can(line: Line) -> None:
     assert "1 row not repaired: TL-403" in text and "known" in text and "refused (7)" in text
     assert "public.stock: 50 rows" in text
     assert line.at_hub("SELECT count(*) FROM replica.item") == [(49,)]
+
+
+def test_repair_goes_on_where_one_row_waits_for_another(line: Line) -> None:
+    """A refused row has the others tried by halves: a row before the one that it refers to is tried again after it."""
+    line.at_hub(
+        "DELETE FROM replica.item;"
+        "ALTER TABLE replica.item ADD CONSTRAINT known CHECK (name <> 'item 50'), ADD boss int"
+        " GENERATED ALWAYS AS (CASE WHEN id < 10 THEN id + 30 END) STORED REFERENCES replica.item DEFERRABLE"
+    )
+    (repairs,) = line.verify(repair=True).repairs
+    assert (repairs.missing, repairs.repaired, repairs.refused) == (50, 49, 1)
+    assert [sample.key for sample in repairs.samples if sample.kind == "refused"] == [("50",)]
+
+
+def test_repair_gives_up_where_all_are_refused(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something else is wrong then, and the daemon waits for the lock."""
+    monkeypatch.setattr("towline.route_verifier.MOST_REFUSED", 5)
+    line.at_hub("DELETE FROM replica.item; ALTER TABLE replica.item ADD CONSTRAINT known CHECK (name = 'none')")
+    (repairs,) = line.verify(repair=True).repairs
+    assert (repairs.repaired, repairs.refused) == (0, 50)
 
 
 def test_a_column_that_is_yet_to_come_keeps_nothing_else_from_being_verified(line: Line) -> None:

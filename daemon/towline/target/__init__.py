@@ -150,7 +150,11 @@ class Target(Protocol):
         """The state of each route that the target knows."""
 
     def begin(self) -> None:
-        """Start the transaction of a batch. Raises Fenced."""
+        """Start the transaction of a batch.
+
+        That this daemon may write is sure only after the first `apply`, `load` or `commit`: these raise Fenced, and
+        TargetConflict when another one keeps the checkpoint for too long.
+        """
 
     def apply(self, piece: Piece, active: AbstractSet[str], reread: Reread, prior: ChunkLoad | None = None) -> None:
         """Apply a piece to the routes named in ``active``; others skip it (their snapshot has not begun).
@@ -172,7 +176,7 @@ class Target(Protocol):
         """Abandon the transaction, if there is one."""
 
     def heartbeat(self) -> None:
-        """Keep the session alive while there is nothing to write. Raises TargetUnavailable."""
+        """Keep the session alive while there is nothing to write; in a transaction raises Fenced, too."""
 
     def set_states(self, states: Sequence[RouteState]) -> None:
         """Record route states in a transaction of its own (fenced like any other)."""

@@ -67,8 +67,9 @@ class Handover:
         self.ended = False
         self._woken = False
         self._stalled = False  # the reader reads no more until a piece is taken
-        # The reader's own.
+        #: What the source was told of `acknowledged`; where that is looked at now and then (`Backlog`), none of it.
         self.reported = acknowledged
+        # The reader's own.
         self.told = position  # the newest position with everything before it decoded
         self._whole = True  # the piece that was pushed last ended at a transaction's end
         self._wake_out, self._wake_in = os.pipe()
@@ -163,7 +164,7 @@ class Handover:
 
     @property
     def busy(self) -> bool:
-        """Whether the consumer is at work: it wakes the reader when it comes for more."""
+        """Whether the consumer is at work, or has not come yet: it wakes the reader when it does."""
         with self._changed:
             return not self._waiting
 

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from towline.change import Chunk, Format, Relation
-from towline.errors import NotSetUp
+from towline.errors import NotSetUp, TowlineError
 from towline.frame import COPY_HEADER, Frame
 from towline.postgres.session import connect, translating
 from towline.running_sums import Answer, Running
@@ -147,9 +147,17 @@ class TargetComparison:
             yield
 
     def write(self, chunk: Chunk) -> None:
-        """Write what the route makes of source rows, inside `locked`. Raises RowRefused."""
-        self._session.applier.begin()
-        self._session.applier.load(ChunkLoad(self.route, chunk, RouteState(self.route.name, "streaming")))
+        """Write what the route makes of source rows, inside `locked`; RowRefused when of none."""
+        applier = self._session.applier
+        applier.begin()
+        try:
+            with translating("target"), self._connection.transaction():
+                self._connection.execute("SET CONSTRAINTS ALL DEFERRED")
+                applier.load(ChunkLoad(self.route, chunk, RouteState(self.route.name, "streaming")))
+                self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        except TowlineError:
+            applier.rolled_back()
+            raise
 
     def remove(self, rows: Sequence[int]) -> int:
         """Delete (or mark) numbered leftovers, inside `locked`, unless they were written to; returns how many."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import select
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,10 +126,13 @@ class Executor:
         if failed is not None:
             raise failed
 
-    def abandon(self) -> None:
-        """After an error: end the queue, whatever becomes of it."""
-        with suppress(psycopg.Error):
+    def abandon(self) -> psycopg.Error | None:
+        """After an error: end the queue, whatever becomes of it. Returns the error of a statement in it."""
+        try:
             self.sync()
+        except psycopg.Error as error:
+            return error
+        return None
 
     def _dump(
         self, parameters: Sequence[object]

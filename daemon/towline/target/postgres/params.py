@@ -26,7 +26,7 @@ _EMPTY = struct.Struct("!iiI")
 #: OIDs of bigint and text.
 _BIGINT, _TEXT = 20, 25
 
-#: Up to so many values, a loop over them costs less than numpy's fixed price for each column.
+#: Up to so many values, slicing them in one loop costs less than finding them with numpy, to slice them then.
 _FEW = 4000
 
 

@@ -26,7 +26,7 @@ class Savepoints:
 
         ``without_rows``: queues the same statements without rows, to be run where the error alone does not tell whether
         it is about rows. Other errors are raised, translated; the transaction is lost then. Those of what was queued
-        before are raised as they are, to whoever queued it: there would be no savepoint yet to go back to.
+        before are raised as they are: there is no savepoint yet to go back to.
         """
         mark = self._stages.mark()
         begun = self._executor.run(f"SAVEPOINT {name}")
@@ -36,9 +36,9 @@ class Savepoints:
             self._executor.sync()
             return None
         except psycopg.Error as error:
-            self._executor.abandon()
+            earlier = self._executor.abandon()
             if not begun.done:
-                raise
+                raise (earlier or error) from None
             doubted = without_rows is not None and doubtful(error)
             translated = refused_row(error) if doubted else translate(error, "target")
             if not isinstance(translated, RowRefused):

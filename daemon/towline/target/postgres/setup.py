@@ -132,14 +132,11 @@ def plan(
         types, problems = _types(connection, [route for route in routes if route.create or route.added], placed)
         known = control.read_states(connection, schema, pipeline) if "route_state" in found else {}
         missing = _missing(connection, created)
-        lost = [route.name for route in missing if route.name in known and known[route.name].state != "pending"]
-        tables = [
-            Step("target", f"table {route.into}", ddl.create_table(route, placed[route.name])) for route in missing
-        ]
+        state = ResyncState(connection, schema, pipeline)
+        tables = [_table(route, placed[route.name], state if route.name in known else None) for route in missing]
         if tables or types:
             steps += _schemas(connection, schema, created, [name for name, _ in types])
         steps += [step for _, step in types]
-        steps += _copied_again(connection, schema, pipeline, lost)
         steps += tables
         steps += _columns(routes, placed)
         states = _new_states(schema, pipeline, [route.name for route in routes if route.name not in known])
@@ -257,22 +254,25 @@ def _missing_type(route: Route, definition: TypeDefinition, shown: str) -> Probl
 
 
 def _missing(connection: psycopg.Connection[Any], created: Sequence[Route]) -> list[Route]:
-    """Those whose table is not there."""
+    """The routes whose table is not there."""
     names = [route.into for route in created]
     rows = connection.execute(_TABLES, ([name.schema for name in names], [name.name for name in names]))
     existing = {(schema, name) for schema, name in rows}
     return [route for route in created if (route.into.schema, route.into.name) not in existing]
 
 
-def _copied_again(connection: psycopg.Connection[Any], schema: str, pipeline: str, lost: Sequence[str]) -> list[Step]:
-    """The step that marks routes whose table is gone. It comes before the table, so that no end in between leaves it
-    empty and the route as if all was there.
+def _table(route: Route, placement: Placement, state: ResyncState | None) -> Step:
+    """The step that makes a route's table. ``state``: where its route is known, and is to be copied again: in the same
+    transaction, so that no daemon takes an empty table for one with all its rows.
     """
-    if not lost:
-        return []
-    shown = ", ".join(lost[:5])
-    count = "1 route whose table is gone is" if len(lost) == 1 else f"{len(lost)} routes whose tables are gone are"
-    return [Step("target", f"{count} copied again: {shown}", ResyncState(connection, schema, pipeline).marking(lost))]
+    statement = ddl.create_table(route, placement)
+    if state is None:
+        return Step("target", f"table {route.into}", statement)
+    return Step(
+        "target",
+        f"table {route.into}, which is gone, and its rows are copied again",
+        f"{state.marking([route.name])};\n{statement}",
+    )
 
 
 def _columns(routes: Sequence[Route], placed: dict[str, Placement]) -> list[Step]:

@@ -2,9 +2,9 @@
 
 **One writer.** Two locks, for two dangers. The *session lock* is an advisory lock on `ledger.lock_key`: the server
 releases it when the session ends, so that a standby may go on. The *epoch* in the checkpoint is raised by whoever
-starts: a daemon that was suspended and comes back finds another's epoch when it begins or commits, and gets `Fenced`.
-A daemon that is frozen, with its connection alive, loses both session and transaction to the server's idle timeouts
-(`_IDLE`).
+starts: a daemon that was suspended and comes back finds another's epoch with the first statements of a transaction, and
+gets `Fenced`; what else it had sent with them is rolled back. A daemon that is frozen, with its connection alive, loses
+both session and transaction to the server's idle timeouts (`_IDLE`).
 
 **Round trips.** A small batch costs two: begin, lock the checkpoint and its statements; ledger, checkpoint and commit.
 """
@@ -217,6 +217,7 @@ class PostgresTarget:
     def heartbeat(self) -> None:
         """See the contract."""
         with self._call():
+            self._hold()
             self._ask()
 
     def close(self) -> None:
@@ -444,9 +445,10 @@ class PostgresTarget:
         if self._held is None:
             return
         self._executing().sync()
-        held, self._held = self._held, None
-        if not held.rows:
-            raise self._fenced()
+        held = self._held
+        if not held.rows:  # it stays so: whatever is called next is told the same
+            raise self._fenced() if held.done else TargetUnavailable("the transaction has not begun")
+        self._held = None
         position, asked = held.rows[0]
         self._position = parse_lsn(position or "")
         if asked == "t":

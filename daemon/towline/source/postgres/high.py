@@ -6,8 +6,9 @@ left in the buffer for up to fifteen seconds. What counts is the end of the comm
 is flushed before it becomes visible. The exception are sessions with ``synchronous_commit = off``: the walwriter
 flushes their commits within three times ``wal_writer_delay`` (PostgreSQL's documentation, "Asynchronous Commit").
 
-So the flushed position will do when it has reached the insert position, when that time has passed, or when the
-snapshot sees exactly what an earlier one saw for which one of these was true.
+So the flushed position will do when it has reached the insert position, or when that time has passed. It may be within a
+record, whose end is flushed as late: so a snapshot that sees exactly what an earlier one saw has that one's position, which
+the stream has reached, and not the one of today.
 """
 
 from __future__ import annotations
@@ -48,15 +49,18 @@ class High:
     def __init__(self, flushed: Callable[[], int], writer_delay: Callable[[], float]) -> None:
         self._flushed = flushed
         self._writer_delay = writer_delay
-        self._settled: Visibility | None = None
+        self._settled: tuple[Visibility, int] | None = None
 
     def of(self, look: Look) -> int:
-        """The position for what was read after that look."""
+        """The position for what was read after that look: the earlier one's, if it saw the same."""
+        if look.exact and self._settled is not None and look.visibility == self._settled[0]:
+            return self._settled[1]
         wanted = before_page_header(look.inserted)
         flushed = look.flushed
-        if flushed < wanted and look.visibility != self._settled:
+        if flushed < wanted:
             deadline = time.monotonic() + 3 * self._writer_delay()
             while (flushed := self._flushed()) < wanted and time.monotonic() < deadline:
                 time.sleep(_LOOK)
-        self._settled = look.visibility
-        return min(flushed, wanted)
+        high = min(flushed, wanted)
+        self._settled = (look.visibility, high) if look.exact else None
+        return high

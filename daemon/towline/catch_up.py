@@ -4,7 +4,12 @@ A walsender sends change by change, and costs the source much more than the same
 a statement yields nothing before it has decoded all that it is asked for, and each begins at the slot's restart
 position, which stays where the oldest transaction began that was under way when the server last wrote down which were
 (every 15 seconds, and at checkpoints). So it pays when the target is far behind, with large *gulps*, and while the
-restart position follows.
+restart position follows. The first gulp is small, so that the target soon has something to do; while the restart
+position stays, each next one is longer than what is decoded again for it.
+
+A transaction that is larger than a gulp yields nothing until its end is read, and would be decoded again for each gulp
+on the way. So a gulp that yields nothing is the last: the stream brings such a transaction while it is under way, and
+passes over what is not routed as cheaply.
 
 Sizes are bytes of the source's log; times are seconds of any one steady clock.
 """
@@ -20,15 +25,17 @@ class Bounds:
 
     ``follow``: it begins only if the restart position is not further behind than that, and ends when it is more than
     `RESTART_LEFT` times as far. ``again``: nor does it begin if what is decoded again is more than so many times the
-    backlog.
+    backlog. ``confirm``: how far the slot itself may stand behind what is durable; moving it takes the source a pass
+    over the log from the restart position on.
     """
 
     enter: int = 64 << 20
     leave: int = 8 << 20
-    least: int = 64 << 20
+    least: int = 16 << 20
     most: int = 512 << 20
     follow: int = 256 << 20
     again: int = 1
+    confirm: int = 256 << 20
 
 
 BOUNDS = Bounds()
@@ -42,6 +49,8 @@ RESTART_LEFT = 4
 #: After the source has refused it, and after so many attempts that failed within it without getting anywhere, it is
 #: tried again after so many seconds.
 FAILURES, AGAIN_AFTER = 2, 600.0
+#: After a gulp that yielded nothing.
+EMPTY_AFTER = 10.0
 
 
 def possible(server_version: int) -> bool:
@@ -68,18 +77,26 @@ class CatchUp:
     def gulp(self, end: int, position: int, restart: int) -> int:
         """Up to where to read next; 0: leave it to the stream from here on.
 
-        A gulp is at least as long as what has to be decoded again for it.
+        A gulp is twice as long as what has to be decoded again for it, between the bounds.
         """
         bounds = self._bounds
         behind, before = end - position, position - restart
         if behind < bounds.leave or before > bounds.follow * RESTART_LEFT:
             return 0
-        size = min(max(before, bounds.least), bounds.most)
+        size = min(max(2 * before, bounds.least), bounds.most)
         return end if behind <= size + bounds.leave else position + size
+
+    def confirm(self, durable: int, confirmed: int) -> bool:
+        """Whether it is time to move the slot."""
+        return durable - confirmed >= self._bounds.confirm
 
     def gulped(self) -> None:
         """A gulp was read."""
         self._failures = 0
+
+    def empty(self, now: float) -> None:
+        """It has yielded nothing: what follows is left to the stream for a while."""
+        self._not_before = max(self._not_before, now + EMPTY_AFTER)
 
     def refused(self, now: float) -> None:
         """The source does not let us."""

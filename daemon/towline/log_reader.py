@@ -194,5 +194,5 @@ class LogReader:
     def streaming(self, position: int, caught_up: bool) -> None:
         """See `towline.source.postgres.catch_up_stream.Switches`."""
         self._metrics.mode("stream")
-        if caught_up:
-            event(log, logging.INFO, "caught_up", pipeline=self._config.pipeline, lsn=format_lsn(position))
+        name = "caught_up" if caught_up else "streaming"
+        event(log, logging.INFO, name, pipeline=self._config.pipeline, lsn=format_lsn(position))

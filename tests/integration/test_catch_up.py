@@ -90,8 +90,7 @@ class Source:
 
     def streaming(self, position: int, caught_up: bool) -> None:
         """See Switches."""
-        if caught_up:
-            self.told.append("streaming")
+        self.told.append("streaming" if caught_up else "streaming the rest")
 
 
 @pytest.fixture(params=["pg15", "pg18"])
@@ -165,6 +164,19 @@ def test_a_transaction_larger_than_a_piece(source: Source) -> None:
     assert [piece.end is None for piece in pieces if piece.rowsets] == [True] * 16 + [False]
 
 
+def test_a_transaction_larger_than_a_gulp(source: Source) -> None:
+    """It is left to the stream, which brings it once; a gulp that yields nothing is not followed by another."""
+    source.run(ROWS.format(1, 3000))
+    source.run(ROWS.format(3001, 13000))
+    source.run(ROWS.format(13001, 16000))
+    stream = source.open(Bounds(enter=1, leave=1, least=300_000, most=300_000, follow=1 << 30))
+    found = flat(read_to(stream, source.position()))
+    assert [row[0] for _, _, row in found] == [str(number) for number in range(1, 16001)]
+    assert source.told == ["catching up", "streaming the rest"]
+    assert source.points.count("gulp-read") == 1
+    assert source.copies() == 0
+
+
 def test_a_consumer_that_takes_nothing(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """Does not hold back the source's vacuum for long: the statement ends, and the rest is streamed."""
     monkeypatch.setattr(backlog, "PATIENCE", 0.3)
@@ -178,7 +190,7 @@ def test_a_consumer_that_takes_nothing(source: Source, monkeypatch: pytest.Monke
     until(lambda: source.copies() == 0)
     found = flat([first, *read_to(stream, source.position())])
     assert [row[0] for _, _, row in found] == keys
-    assert source.told == ["catching up", "nothing was taken of it for 0 seconds"]
+    assert source.told == ["catching up", "nothing was taken of it for 0 seconds", "streaming the rest"]
 
 
 def test_limits_on_time(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +215,7 @@ def test_no_connection_left(source: Source, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(slot_copy, "session", SimpleNamespace(connect=connect))
     keys = insert(source, 20, 10)
     assert [row[0] for _, _, row in flat(read_to(source.open(), source.position()))] == keys
-    assert source.told == ["catching up", "sorry, too many clients already"]
+    assert source.told == ["catching up", "sorry, too many clients already", "streaming the rest"]
 
 
 def test_a_walsender_that_does_not_look_up(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from towline.catch_up import AGAIN_AFTER, FAILURES, Bounds, CatchUp, possible
+from towline.catch_up import AGAIN_AFTER, EMPTY_AFTER, FAILURES, Bounds, CatchUp, possible
 
 BOUNDS = Bounds(enter=1000, leave=100, least=200, most=800, follow=500)
 
@@ -44,7 +44,7 @@ def test_what_is_decoded_again_is_less_than_the_backlog() -> None:
     ("end", "position", "restart", "upto"),
     [
         (10_000, 5_000, 5_000, 5_200),  # the least
-        (10_000, 5_000, 4_500, 5_500),  # as long as what is decoded again
+        (10_000, 5_000, 4_800, 5_400),  # twice as long as what is decoded again
         (10_000, 5_000, 4_000, 5_800),  # the most
         (10_000, 9_750, 9_750, 10_000),  # what would be left is near the end: all at once
         (10_000, 9_900, 9_900, 10_000),
@@ -74,6 +74,24 @@ def test_a_refusal_is_believed_for_a_while() -> None:
     catch_up.refused(50.0)
     assert not catch_up.enter(49.0 + AGAIN_AFTER, 9_000, 0, 0)
     assert catch_up.enter(50.0 + AGAIN_AFTER, 9_000, 0, 0)
+
+
+def test_what_yields_nothing_is_left_to_the_stream() -> None:
+    """For a while, which takes nothing away from a refusal."""
+    catch_up = CatchUp(BOUNDS)
+    catch_up.empty(50.0)
+    assert not catch_up.enter(49.0 + EMPTY_AFTER, 9_000, 0, 0)
+    assert catch_up.enter(50.0 + EMPTY_AFTER, 9_000, 0, 0)
+    catch_up.refused(60.0)
+    catch_up.empty(61.0)
+    assert not catch_up.enter(61.0 + EMPTY_AFTER, 9_000, 0, 0)
+
+
+def test_the_slot_is_moved_now_and_then() -> None:
+    """Each time costs the source."""
+    catch_up = CatchUp(Bounds(confirm=100))
+    assert not catch_up.confirm(1_099, 1_000)
+    assert catch_up.confirm(1_100, 1_000)
 
 
 def test_failures_that_get_nowhere() -> None:

@@ -2,8 +2,8 @@
 
 A reader's thread copies the slot into a temporary one and reads that in gulps, each by one statement that decodes the
 log up to a position; the next one is under way while the consumer still applies what is handed over of the last. The
-slot itself stands at what was acknowledged, and is advanced to it after each gulp, so that the source can remove log.
-So whatever ends the reader loses the copy, and nothing else.
+slot itself stands at what was acknowledged or before it, and is moved there now and then, so that the source can remove
+log. So whatever ends the reader loses the copy, and nothing else.
 
 The messages are those of the stream, and the decoder is the same. Gulps end with whole transactions. Whatever the
 server refuses, and whatever its plugin warns of, is left to the stream, from the last transaction that was handed over.
@@ -38,7 +38,7 @@ from towline.source.postgres.routed import Resolve, Routed
 from towline.source.postgres.slot_copy import Refused, SlotCopy
 
 #: Bytes of pieces that may wait for the consumer, so that the next gulp is decoded meanwhile.
-AHEAD = 16 << 20
+AHEAD = 48 << 20
 #: How long the walsender that was reading may take to end by itself, and then to release the slot (seconds). One that
 #: decodes what nobody wants looks for its client rarely.
 ENDED_WITHIN, RELEASED_WITHIN = 2.0, 10.0
@@ -54,8 +54,8 @@ class Backlog:
 
     For the arguments see `towline.source.postgres.stream.PostgresStream`; ``acknowledged`` is what is durable, and
     ``partitioned`` what the stream has found. When all has been taken, `drained`, the stream is to go on at
-    ``position``; ``refused`` says what the server refused, if it did. `poll` raises what a stream raises, and SlotAhead
-    when somebody else has confirmed the slot.
+    ``position``; ``refused`` says what the server refused, if it did, and ``left`` that more is left, which is better
+    streamed. `poll` raises what a stream raises, and SlotAhead when somebody else has confirmed the slot.
     """
 
     def __init__(
@@ -91,8 +91,10 @@ class Backlog:
         self._decoder, self._gatherer, self._options = opened.decoder, opened.gatherer, opened.options
         self.position = start
         self.refused: TowlineError | None = None
+        self.left = False
         #: How many gulps were read.
         self.gulps = 0
+        self._yielded = False  # whether something came of the gulp
         self._handover = Handover(self._gatherer, position=start, acknowledged=acknowledged, ahead=AHEAD)
         self._session: SlotCopy | None = None
         self._reader = threading.Thread(target=self._run, name=f"towline-backlog-{slot}", daemon=True)
@@ -189,7 +191,8 @@ class Backlog:
         session.copy()
         restart = session.copied().restart
         position = self._handover.told
-        while upto := self._decision.gulp(session.end(), position, restart):
+        upto = self._decision.gulp(session.end(), position, restart)
+        while upto:
             self._gulp(session, upto)
             copied = session.copied()
             position, restart = max(position, copied.confirmed), copied.restart
@@ -198,6 +201,11 @@ class Backlog:
             self._decision.gulped()
             self.gulps += 1
             self._advance(session)
+            upto = self._decision.gulp(session.end(), position, restart)
+            if upto and not self._yielded:
+                self._decision.empty(time.monotonic())
+                self.left = True
+                return
 
     def _await_release(self, session: SlotCopy) -> None:
         """The walsender that was reading may not have ended yet."""
@@ -213,7 +221,8 @@ class Backlog:
             self._check_closing()
 
     def _advance(self, session: SlotCopy) -> None:
-        """Confirm the slot up to what was acknowledged, unless somebody has it; that is told at the switch."""
+        """Confirm the slot up to what was acknowledged, when it is time, unless somebody has it; that is told at the
+        switch."""
         self._check_closing()
         state, acknowledged = session.slot(), self._handover.acknowledged
         self._check(state, acknowledged)
@@ -221,7 +230,7 @@ class Backlog:
             raise Refused(NotSetUp("the slot is for failover, and synchronized_standby_slots is set"))
         if session.idle_slots_end():
             raise Refused(NotSetUp("the slot idles meanwhile, and idle_replication_slot_timeout is set"))
-        if acknowledged > state.confirmed and not state.active_pid:
+        if self._decision.confirm(acknowledged, state.confirmed) and not state.active_pid:
             try:
                 session.advance(acknowledged)
             except Refused as refused:
@@ -240,6 +249,7 @@ class Backlog:
 
     def _gulp(self, session: SlotCopy, upto: int) -> None:
         """Read what the statement yields."""
+        self._yielded = False
         session.begin(upto, self._options)
         rows = CopyRows()
         nap = SHORTEST_NAP
@@ -271,7 +281,7 @@ class Backlog:
                 break
             if not heard:
                 self._check_notices(session)
-            heard = True
+            heard = self._yielded = True
             gatherer.received = time.time()
             while message is not None:  # of changes, only some come through here
                 feed(message, ROW_HEADER)

@@ -118,7 +118,7 @@ class CatchUpStream:
             self._switches.refused(self._position, backlog.refused)
         self._now = self._resume(self._position, self._acknowledged)
         self._announce("switched")
-        self._switches.streaming(self._position, backlog.refused is None)
+        self._switches.streaming(self._position, caught_up=backlog.refused is None and not backlog.left)
 
     def acknowledge(self, position: int) -> None:
         """See the contract."""

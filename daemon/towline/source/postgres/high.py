@@ -6,9 +6,9 @@ left in the buffer for up to fifteen seconds. What counts is the end of the comm
 is flushed before it becomes visible. The exception are sessions with ``synchronous_commit = off``: the walwriter
 flushes their commits within three times ``wal_writer_delay`` (PostgreSQL's documentation, "Asynchronous Commit").
 
-So the flushed position will do when it has reached the insert position, or when that time has passed. It may be within a
-record, whose end is flushed as late: so a snapshot that sees exactly what an earlier one saw has that one's position, which
-the stream has reached, and not the one of today.
+So the flushed position will do when it has reached the insert position, or when that time has passed. It may be within
+a record, whose end is flushed as late: so a snapshot that sees exactly what an earlier one saw has that one's position,
+which the stream has reached, and not the one of today.
 """
 
 from __future__ import annotations

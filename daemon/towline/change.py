@@ -21,7 +21,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -94,9 +94,8 @@ class Relation:
         return sum(1 << place for place, column in enumerate(self.columns) if column.name in names)
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """A source transaction of which a piece holds changes.
+class Transaction(NamedTuple):
+    """A source transaction of which a piece holds changes. (A tuple: they may be as many as rows.)
 
     ``first``: the order number of its first change in the piece. ``lsn``: where its commit record starts.
     """

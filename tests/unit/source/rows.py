@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from towline.change import Format, Piece, Relation, RowSet
 from towline_transforms.schema import Column, SqlType, Table, TableName
@@ -46,6 +46,25 @@ class Row(NamedTuple):
     missing: int
     unknown: int
     moved: int | None
+
+
+class Decoder(Protocol):
+    """Of pgoutput."""
+
+    def feed(self, message: bytes, at: int = 0) -> None:
+        """Take any message."""
+
+    def changes(self, messages: Iterator[bytes], at: int = 0) -> bytes | None:
+        """Take changes; the first message that is another one is returned."""
+
+
+def feed(decoder: Decoder, messages: Iterable[bytes], at: int = 0) -> None:
+    """Feed the messages as the reader of a stream does, while there is room for all."""
+    rest = iter(messages)
+    message = next(rest, None)
+    while message is not None:
+        decoder.feed(message, at)
+        message = decoder.changes(rest, at)
 
 
 def rows_of(rows: RowSet) -> list[Row]:

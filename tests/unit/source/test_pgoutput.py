@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.source.capture import read
-from tests.unit.source.rows import Change, changes, relation
+from tests.unit.source.rows import Change, changes, feed, relation
 from towline.change import DELETE, INSERT, UPDATE, Format, Piece, Relation
 from towline.errors import SourceTableChanged, SourceTruncated, StreamMalformed
 from towline.source.postgres import pgoutput
@@ -76,8 +76,7 @@ def decode(messages: Sequence[bytes], relations: Sequence[Relation], start: int 
     """All pieces of the messages, cut after the last of them."""
     gatherer = Gatherer[TupleBatch](start)
     decoder = Decoder(Routed(relations), gatherer)
-    for message in messages:
-        decoder.feed(message)
+    feed(decoder, messages)
     at_boundary = gatherer.cut()
     return [
         *gatherer.ready,

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from tests.unit.source.capture import read
-from tests.unit.source.rows import Change, Row, changes, relation, rows_of
+from tests.unit.source.rows import Change, Row, changes, feed, relation, rows_of
 from tests.unit.source.test_pgoutput import EXPECTED, SMALL, B, C, I, R, decode, ins, routed
 from towline.change import DELETE, INSERT, UPDATE, Format, Piece, Relation
 from towline.errors import SourceTableChanged, SourceTruncated, StreamMalformed
@@ -66,8 +66,7 @@ def streamed(
     memory = Memory()
     gatherer = Gatherer[TupleBatch](start)
     decoder = StreamingDecoder(Routed(relations), gatherer, memory, unpaced)
-    for message in messages:
-        decoder.feed(b"envelope" + message, 8)
+    feed(decoder, (b"envelope" + message for message in messages), 8)
     assert len(memory.kept) == left
     at_boundary = gatherer.cut()
     assert gatherer.empty
@@ -250,6 +249,7 @@ def test_descriptions_hold_after_the_commit() -> None:
     part = [S(7), of(7, WIDE), of(7, wide(2)), b"E", commit(7, 400)]
     assert ids(streamed([B, T, row(1), C.replace(b"\x02\x26", b"\x02\x00"), *part], start=0)) == [1, 2]
     assert ids(streamed([*part, B, wide(3), C])) == [2, 3]
+    assert ids(streamed([B, T, row(1), C, *part[:-1], commit(7, 600), B, wide(3), C])) == [1, 2, 3]
 
 
 def test_the_later_description_holds() -> None:

@@ -15,9 +15,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, Protocol, Self, TypeVar, cast
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
 import numpy as np
 
@@ -138,9 +138,8 @@ class RowBatch:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Boundary:
-    """What had been gathered at the last commit since the last cut."""
+class _Boundary(NamedTuple):
+    """What had been gathered at the last commit since the last cut. (A tuple: there is one for each transaction.)"""
 
     order: int
     size: int
@@ -151,9 +150,10 @@ class _Boundary:
 class Gatherer(Generic[B]):
     """What was decoded since the last cut. ``order`` and ``size`` are added to by whoever adds changes to a batch.
 
-    ``active``: batches of the transaction under way by whatever the decoder looks them up with; the decoder adds to
-    it, and it is emptied whenever batches may no longer be added to without asking. ``max_rows`` and ``max_bytes``:
-    how much a piece may hold.
+    ``active``: batches by whatever the decoder looks them up with; the decoder adds to it, once it has asked for the
+    batch. There are none until the transaction under way has a change that is wanted; then those of the transaction
+    before are there again, since most change the same tables. ``max_rows`` and ``max_bytes``: how much a piece may
+    hold.
     """
 
     def __init__(self, start: int, max_rows: int = UNBOUNDED, max_bytes: int = UNBOUNDED) -> None:
@@ -163,6 +163,7 @@ class Gatherer(Generic[B]):
         self.size = 0
         self.received = 0.0  # when the last bytes came (`time.time`), for the pieces
         self.active: dict[object, B] = {}
+        self._resting: dict[object, B] = {}  # what was active, until the next transaction is listed
         self.ready: deque[Piece] = deque()
         self.open: tuple[int, int, datetime] | None = None  # xid, start of the commit record, its time
         self.skipping = False  # the transaction under way ended at or before the start position
@@ -181,18 +182,26 @@ class Gatherer(Generic[B]):
             raise StreamMalformed("a transaction begins inside another one")
         self.open = (xid, lsn, commit_time)
         self.skipping = lsn < self._start
-        self._listed = False
-        self.active.clear()
+        self._rest()
 
     def commit(self, lsn: int, end: int) -> None:
         """It ends; its commit record spans ``lsn`` to ``end``."""
         if self.open is None or self.open[1] != lsn or end <= lsn:
             raise StreamMalformed("a commit does not belong to the transaction before it")
         self.open = None
-        self._listed = False
-        self.active.clear()
+        self._rest()
         if not self.skipping:
             self._boundary = _Boundary(self.order, self.size, len(self._transactions), end)
+
+    def _rest(self) -> None:
+        """No transaction is listed."""
+        self._listed = False
+        if self.active:
+            self._resting, self.active = self.active, {}
+
+    def forget(self) -> None:
+        """Batches are to be asked for again: what is known of a table has changed."""
+        self._resting, self.active = {}, {}
 
     def batch(self, key: object, make: Callable[[], B]) -> B | None:
         """The batch to add a change of the transaction under way to; ``key`` tells batches apart within a piece.
@@ -231,6 +240,7 @@ class Gatherer(Generic[B]):
         if not self._listed:
             self._transactions.append(Transaction(*self.open, first=self.order))
             self._listed = True
+            self.active, self._resting = self._resting, {}
         return True
 
     # ---- for the reader --------------------------------------------------------------------------------------
@@ -278,7 +288,7 @@ class Gatherer(Generic[B]):
         piece = self._piece(heads, listed, boundary.end)
         self._batches = rest
         self._transactions = [
-            replace(transaction, first=transaction.first - boundary.order)
+            transaction._replace(first=transaction.first - boundary.order)
             for transaction in self._transactions[boundary.transactions :]
         ]
         self.order -= boundary.order
@@ -288,7 +298,7 @@ class Gatherer(Generic[B]):
     def _cut_inside(self) -> Piece:
         piece = self._piece(list(self._batches.values()), self._transactions, None)
         self._batches = {}
-        self._transactions = [replace(self._transactions[-1], first=0)] if self._listed else []
+        self._transactions = [self._transactions[-1]._replace(first=0)] if self._listed else []
         self.order = self.size = 0
         return piece
 
@@ -298,7 +308,7 @@ class Gatherer(Generic[B]):
             rowsets.setdefault(id(batch.relation), []).append(batch.row_set())
         joined = tuple(parts[0] if len(parts) == 1 else _in_order(_join(parts)) for parts in rowsets.values())
         piece = Piece(joined, tuple(transactions), end, tuple(self._truncated), self.received)
-        self.active.clear()
+        self.forget()
         self._truncated = []
         self._boundary = None
         return piece

@@ -391,6 +391,7 @@ class Decoder:
             relation = self._routed.identified(int.from_bytes(sent.oid, "big"), sent.name, lsn)
             if relation is None:
                 self._layouts[sent.oid] = None
+                self._gatherer.forget()
                 return
             new = layout(sent, relation, lsn)
             seen = self._seen.get(sent.oid, frozenset()) if not relation.described else frozenset()
@@ -400,12 +401,12 @@ class Decoder:
             self._seen[sent.oid] = seen.union(new.places)
         except SourceTableChanged as change:
             self._layouts[sent.oid] = change
-            self._gatherer.active.clear()
+            self._gatherer.forget()
             return
         known = self._layouts.get(sent.oid)
         if not (isinstance(known, Layout) and known.same(new)):
             self._layouts[sent.oid] = new
-            self._gatherer.active.clear()
+            self._gatherer.forget()
 
     def _truncate(self, truncate: Truncate) -> None:
         layouts = [layout for oid in truncate.oids if (layout := self._known(oid)) is not None]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from towline.errors import ChecksumDiffers, RowRefused
+from towline.errors import ChecksumDiffers, OperationsDiffer, RowRefused
+from towline.position import format_lsn
 
 #: How many keys of each kind of difference a report shows.
 SAMPLES = 10
@@ -31,7 +32,9 @@ EVOLVING = "evolving"
 
 
 class Keys(enum.StrEnum):
-    """Whether the source's keys are those that the ledger adds up to. UNKNOWN: one of the two is not known."""
+    """Whether the source's keys are those that the ledger adds up to, or the changes of its log those that the ledger
+    noted. UNKNOWN: one of the two is not known.
+    """
 
     EQUAL = "equal"
     DIFFER = "differs"
@@ -132,6 +135,71 @@ class RouteReport:
             yield f"  {sample.kind} ({key})" + (f" in {', '.join(sample.columns)}" if sample.columns else "")
 
 
+@dataclass(frozen=True, slots=True)
+class RouteOperations:
+    """Whether the ledger noted the changes of a route.
+
+    ``log``, ``ledger``: how many each of them has, when both are known. ``reason``: why nothing is.
+    """
+
+    route: str
+    state: Keys = Keys.UNKNOWN
+    log: int | None = None
+    ledger: int | None = None
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "route": self.route,
+            "state": self.state.value,
+            "log": self.log,
+            "ledger": self.ledger,
+            "reason": self.reason or None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """The part of the source's log that was read once more, and what was found. ``reason``: why it was not."""
+
+    begin: int = 0
+    end: int = 0
+    routes: tuple[RouteOperations, ...] = ()
+    reason: str = ""
+
+    @property
+    def state(self) -> Keys:
+        """Of all routes: EQUAL if that is known of some, and of no other one that they differ."""
+        states = {route.state for route in self.routes}
+        return next((state for state in (Keys.DIFFER, Keys.EQUAL) if state in states), Keys.UNKNOWN)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "state": self.state.value,
+            "from": format_lsn(self.begin) if self.begin else None,
+            "to": format_lsn(self.end) if self.end else None,
+            "reason": self.reason or None,
+            "routes": [route.as_dict() for route in self.routes],
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        if self.reason:
+            yield f"operations {Keys.UNKNOWN}: {self.reason}"
+            return
+        changes = sum(route.log or 0 for route in self.routes)
+        span = f"{format_lsn(self.begin)} to {format_lsn(self.end)}"
+        yield f"operations {_SAID.get(self.state, self.state)}: the log has {changes:,} changes from {span}"
+        for route in self.routes:
+            if route.state is Keys.DIFFER:
+                few = f"{route.log:,} and {route.ledger:,}" if route.log != route.ledger else "as many, but other ones"
+                yield f"  {OperationsDiffer.code}: {route.route}: the log and the ledger have {few}"
+            elif route.reason:
+                yield f"  {route.route}: {route.state}, {route.reason}"
+
+
 _SAID = {Keys.DIFFER: "differ", Keys.UNSETTLED: "kept changing"}
 
 
@@ -141,11 +209,14 @@ def _rows(count: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All routes as they are now. ``repairs``: what an earlier pass with ``repair`` found and mended."""
+    """All routes as they are now. ``repairs``: what an earlier pass with ``repair`` found and mended. ``operations``:
+    None when they were not looked at.
+    """
 
     pipeline: str
     routes: tuple[RouteReport, ...]
     repairs: tuple[RouteReport, ...] = ()
+    operations: Operations | None = None
 
     @property
     def rows(self) -> int:
@@ -169,12 +240,15 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """4: rows or checksums differ. 1: not everything could be verified; later it may be. 0: all is equal.
+        """4: rows, checksums or operations differ. 1: not everything could be verified; later it may be. 0: all is
+        equal.
 
-        A checksum that is not established is none of these: the daemon counts the keys when it runs.
+        A checksum that is not established is none of these: the daemon counts the keys when it runs. Nor are
+        operations: when nothing is applied meanwhile there are none.
         """
         checksums = {route.checksum for route in self.routes}
-        if self.differing or Keys.DIFFER in checksums:
+        operations = self.operations is not None and self.operations.state is Keys.DIFFER
+        if self.differing or operations or Keys.DIFFER in checksums:
             return 4
         moving = self.unsettled > 0 or Keys.UNSETTLED in checksums
         return int(moving or any(route.state != "streaming" for route in self.routes))
@@ -190,6 +264,9 @@ class Report:
         for keys in (Keys.DIFFER, Keys.UNSETTLED):
             if count := sum(route.checksum is keys for route in self.routes):
                 text += f"; {count} of {len(self.routes)} checksums {_SAID[keys]}"
+        if self.operations is not None and self.operations.state is Keys.DIFFER:
+            count = sum(route.state is Keys.DIFFER for route in self.operations.routes)
+            text += f"; operations of {count} of {len(self.routes)} routes differ"
         left_out = sum(route.state != "streaming" for route in self.routes)
         if left_out:
             text += f"; {left_out} of {len(self.routes)} routes not compared"
@@ -203,6 +280,8 @@ class Report:
             yield "after the repair:"
         for route in self.routes:
             yield from route.lines()
+        if self.operations is not None:
+            yield from self.operations.lines()
         yield self.total
 
     def as_dict(self) -> dict[str, Any]:
@@ -213,6 +292,7 @@ class Report:
             "differing": self.differing,
             "unsettled": self.unsettled,
             "quarantined": self.quarantined,
+            "operations": None if self.operations is None else self.operations.as_dict(),
             "routes": [route.as_dict() for route in self.routes],
             "repairs": [route.as_dict() for route in self.repairs],
         }

@@ -684,6 +684,16 @@ class ChecksumDiffers(TowlineError):
     )
 
 
+class OperationsDiffer(TowlineError):
+    """The changes that a route's ledger notes are not those of the source's log: some were lost, or counted twice."""
+
+    code = "TL-604"
+    remedy = (
+        "`towline verify` compares the rows as well, and `--repair` mends them. Unless somebody wrote to the ledger or "
+        "moved the checkpoint, report it with what `towline ledger --json` prints."
+    )
+
+
 def all_errors() -> list[type[TowlineError]]:
     """Every coded error, by code."""
     found: list[type[TowlineError]] = [TowlineError]

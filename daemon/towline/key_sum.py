@@ -6,7 +6,7 @@ takes it away when it is deleted; what it arrives at is the sum over the keys th
 aggregate over that table gives as well. An update whose key changes counts as both; any other update as nothing.
 
 A second sum is over operations: each change's hash times a weight of what was done (`WEIGHTS`). Two readers of the same
-part of a log arrive at the same one. It is for comparing ranges; no table can tell it.
+part of a log arrive at the same one. No table can tell it: `verify` reads that part of the log once more.
 """
 
 from __future__ import annotations
@@ -53,6 +53,20 @@ class KeySum:
 
 
 NO_KEYS = KeySum()
+
+
+@dataclass(frozen=True, slots=True)
+class OperationSum:
+    """Changes, how many (one of a key counts as two) and the sum over their operations."""
+
+    changes: int = 0
+    sum: int = 0
+
+    def __add__(self, other: OperationSum) -> OperationSum:
+        return OperationSum(self.changes + other.changes, (self.sum + other.sum) % MODULUS)
+
+    def __sub__(self, other: OperationSum) -> OperationSum:
+        return OperationSum(self.changes - other.changes, (self.sum - other.sum) % MODULUS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from towline.change import Relation
 from towline.checksum_verifier import ChecksumVerifier
 from towline.differences import EVOLVING, Keys, Report, RouteReport
 from towline.errors import SourceReplaced
+from towline.operations_verifier import OperationsVerifier
 from towline.route_verifier import Progress, RouteVerifier
 from towline.source import Tables
+from towline.source.postgres.kept_log import PostgresKeptLog
 from towline.source.postgres.pending import PendingChanges
 from towline.source.postgres.tables import PostgresTables
 from towline.target.postgres.compare import CompareSession
 from towline_transforms.route import Route
 
 if TYPE_CHECKING:
+    from towline.config import PipelineConfig
     from towline.plan import Prepared
 
 
@@ -63,7 +67,11 @@ def verify(
                 )
             )
         )
-        return verify_routes(
+        operations = stack.enter_context(
+            closing(OperationsVerifier(lambda: keep_log(config, tables, chosen), session, chosen))
+        )
+        operations.begin()
+        report = verify_routes(
             tables,
             session,
             Progress(lambda: session.checkpoint().position, pending, timeout),
@@ -72,6 +80,23 @@ def verify(
             repair=repair,
             timeout=timeout,
         )
+        return replace(report, operations=operations.end())
+
+
+def keep_log(
+    config: PipelineConfig, tables: PostgresTables, routes: Sequence[tuple[Route, Relation]]
+) -> PostgresKeptLog:
+    """Have the source keep its log from here on. Raises what is in the way."""
+    return PostgresKeptLog(
+        config.source.dsn.get_secret_value(),
+        slot=config.source.slot,
+        plugin=config.source.plugin,
+        publication=config.source.publication,
+        relations=list({relation.name: relation for _, relation in routes}.values()),
+        resolve=tables.root_of,
+        server=tables.identity(),
+        application_name=f"towline {config.pipeline} verify",
+    )
 
 
 def verify_routes(

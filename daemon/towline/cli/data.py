@@ -56,7 +56,8 @@ def explain(pipeline_file: Path, route: str) -> None:
 def verify(ctx: click.Context, pipeline_file: Path, routes: tuple[str, ...], repair: bool, as_json: bool) -> None:
     """Compare all rows of source and target.
 
-    The target with what the routes make of the source, while both go on. Exit code 4: rows differ.
+    The target with what the routes make of the source, while both go on; and the ledger with the source's keys and log.
+    Exit code 4: something differs.
     """
     with planning.prepare(config.load(pipeline_file)) as prepared:
         wanted = [find(prepared.routes, name).name for name in routes] or None

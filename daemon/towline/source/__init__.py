@@ -22,7 +22,7 @@ thread receives; keepalives are answered by the reader, with the acknowledged po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -189,3 +189,24 @@ class Tables(Protocol):
 
     def close(self) -> None:
         """End the connection."""
+
+
+class KeptLog(Protocol):
+    """The log from some position on, which the source keeps so that it can be read a second time.
+
+    It ends with its connection. Not for two threads at once. After an error it is only good for ``close``.
+    """
+
+    def held(self) -> int:
+        """How many bytes of log the source holds back for it by now."""
+
+    def pieces(self, after: int, upto: int) -> Iterator[Piece]:
+        """The changes of the transactions that end after one position and not after the other; once only.
+
+        Both are ends of what was read from the log before. Truncations may be left out.
+        """
+
+    def close(self) -> None:
+        """End the connection, and have the source keep nothing for it. May be called twice, and from another thread to
+        end a call under way.
+        """

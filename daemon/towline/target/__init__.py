@@ -116,6 +116,37 @@ class ChunkLoad:
     state: RouteState
 
 
+@dataclass(frozen=True, slots=True)
+class LedgerRange:
+    """One row of a route's ledger. ``begin``: the position that its first batch began at.
+
+    ``operations``: the sum over them, of keys of that ``form`` (see `towline.key_sum`); None when it is not known.
+    """
+
+    hour: datetime
+    begin: int
+    form: str | None
+    seen: int
+    operations: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotedRoute:
+    """What the ledger has of a route. ``version``: of its state, changes whenever something of it is copied."""
+
+    state: str
+    version: str
+    ranges: tuple[LedgerRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """The checkpoint's position, and what the ledger has noted up to there, by route."""
+
+    position: int
+    routes: Mapping[str, NotedRoute]
+
+
 class Checksum(enum.StrEnum):
     """What is known of a route's running checksum; it differs when the source's keys were found to have another."""
 
@@ -183,3 +214,13 @@ class Target(Protocol):
 
     def close(self) -> None:
         """End the connection; the session lock goes with it."""
+
+
+class Ledger(Protocol):
+    """The reading side of a pipeline's ledger."""
+
+    def noted(self, since: Noted | None = None) -> Noted:
+        """What it says now, in one snapshot: of each route the latest range.
+
+        ``since``: what was noted before; then all ranges from that latest one on, and those written to since.
+        """

@@ -34,7 +34,13 @@ SELECT pg_copy_logical_replication_slot(%(slot)s, %(copy)s, true)
 
 -- name: name
 -- Of a copy: the beginning is that of the slot's name, so that people see whose it is.
-SELECT left(%(slot)s, 30) || '_catchup_' || left(md5(%(slot)s), 8) || '_' || left(md5(gen_random_uuid()::text), 8)
+-- That of a daemon's (catchup) says that the pipeline is being caught up, see tables.sql and pending.py.
+SELECT
+  left(%(slot)s, 30) || '_' || %(purpose)s || '_' || left(md5(%(slot)s), 8) || '_' || left(md5(gen_random_uuid()::text), 8)
+;
+
+-- name: partitioned
+SELECT count(*) FROM pg_class WHERE relkind = 'p' AND oid = ANY (%(oids)s::bigint[]::oid[])
 ;
 
 -- name: advance

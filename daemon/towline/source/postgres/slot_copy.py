@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 import psycopg
@@ -46,9 +46,10 @@ class Refused(Exception):
 class SlotCopy:
     """Raises Refused, and SourceUnavailable when the connection is lost."""
 
-    def __init__(self, dsn: str, *, slot: str, application_name: str) -> None:
-        """Connects; there is no copy yet."""
+    def __init__(self, dsn: str, *, slot: str, application_name: str, purpose: str = "catchup") -> None:
+        """Connects; there is no copy yet. ``purpose``: a word for its name."""
         self._slot = slot
+        self._purpose = purpose
         self._copy = ""
         try:
             self._connection = session.connect(dsn, application_name=application_name, side="source")
@@ -101,20 +102,24 @@ class SlotCopy:
         """Whether the server invalidates slots that nobody streams from for a while."""
         return bool(self._row("idle_slots_end")[0])
 
+    def any_partitioned(self, oids: Sequence[int]) -> bool:
+        """Whether a table of those OIDs is partitioned."""
+        return bool(self._row("partitioned", oids=list(oids))[0])
+
     def end_walsender(self) -> None:
         """End the one that has the slot, if it goes by the name of this session: it is ours, and of no use."""
         self._row("end_walsender", slot=self._slot)
 
     def copy(self) -> None:
         """Make the copy, which stands where the slot does."""
-        self._copy = str(self._row("name", slot=self._slot)[0])
+        self._copy = str(self._row("name", slot=self._slot, purpose=self._purpose)[0])
         self._row("copy", slot=self._slot, copy=self._copy)
 
     def advance(self, position: int) -> None:
         """Confirm the slot itself up to the position."""
         self._row("advance", slot=self._slot, position=format_lsn(position))
 
-    def _row(self, name: str, **parameters: str) -> tuple[object, ...]:
+    def _row(self, name: str, **parameters: object) -> tuple[object, ...]:
         with self._asks():
             row = self._connection.execute(_SQL[name], parameters).fetchone()
         assert row is not None

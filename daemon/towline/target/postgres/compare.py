@@ -22,7 +22,7 @@ from towline.errors import NotSetUp, TowlineError
 from towline.frame import COPY_HEADER, Frame
 from towline.postgres.session import connect, translating
 from towline.running_sums import Answer, Running
-from towline.target import Checkpoint, ChunkLoad, RouteState
+from towline.target import Checkpoint, ChunkLoad, Noted, RouteState
 from towline.target.postgres import control
 from towline.target.postgres.apply import Applier
 from towline.target.postgres.source_text import framed_keys
@@ -234,7 +234,15 @@ class CompareSession:
         keys = [key for (key,) in self._connection.execute(statement, (self._pipeline, route.name))]
         return frozenset(framed_keys(self._connection, relation, keys)) if keys else frozenset()
 
-    # ---- the ledger's sums over source keys ------------------------------------------------------------------
+    # ---- the ledger's sums -----------------------------------------------------------------------------------
+
+    def noted(self, since: Noted | None = None) -> Noted:
+        """See `towline.target.Ledger`. Raises NotSetUp when there is no checkpoint."""
+        with translating("target"):
+            found = control.read_noted(self._connection, self._schema, self._pipeline, since)
+        if found is None:
+            raise NotSetUp(f"the target has no checkpoint of the pipeline {self._pipeline}")
+        return found
 
     def running(self, route: str) -> Running | None:
         """A route's running sum as of the checkpoint; None for a route that is not known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from importlib import resources
@@ -13,10 +13,10 @@ from psycopg import sql
 
 from towline.errors import ControlTablesForeign, ControlTablesOld, NotSetUp
 from towline.key_sum import KeySum
-from towline.position import parse_lsn
+from towline.position import format_lsn, parse_lsn
 from towline.running_sums import NOT_RUNNING, Answer, Running
 from towline.source import Identity
-from towline.target import Checkpoint, Counts, RouteState
+from towline.target import Checkpoint, Counts, LedgerRange, Noted, NotedRoute, RouteState
 
 #: The form of the control tables that this version of Towline reads and writes.
 VERSION = 3
@@ -67,6 +67,30 @@ WHERE pipeline = %s AND route = %s AND position IS NOT NULL
 _RUNNING = """
 SELECT route, key_form, CASE WHEN state = 'streaming' THEN total_keys END, total_sum, xmin::text
 FROM {schema}.route_state WHERE pipeline = %s ORDER BY route
+"""
+
+_NOTED = """
+SELECT c.position::text, s.route, s.state, s.updated_at::text,
+       l.hour, l.from_position::text, l.key_form, l.seen, l.operation_sum
+FROM {schema}.checkpoint c
+JOIN {schema}.route_state s ON s.pipeline = c.pipeline
+LEFT JOIN LATERAL (
+  SELECT * FROM {schema}.ledger r WHERE r.pipeline = s.pipeline AND r.route = s.route ORDER BY r.hour DESC LIMIT 1
+) AS l ON true
+WHERE c.pipeline = %s
+"""
+
+#: With hours by route, and a position.
+_NOTED_SINCE = """
+SELECT c.position::text, s.route, s.state, s.updated_at::text,
+       l.hour, l.from_position::text, l.key_form, l.seen, l.operation_sum
+FROM {schema}.checkpoint c
+JOIN {schema}.route_state s ON s.pipeline = c.pipeline
+LEFT JOIN ROWS FROM (unnest(%s::text[]), unnest(%s::timestamptz[])) AS before (route, hour) ON before.route = s.route
+LEFT JOIN {schema}.ledger l ON l.pipeline = s.pipeline AND l.route = s.route
+  AND (l.hour >= coalesce(before.hour, '-infinity') OR l.to_position > %s::pg_lsn)
+WHERE c.pipeline = %s
+ORDER BY s.route, l.hour
 """
 
 
@@ -183,6 +207,26 @@ def read_running(connection: psycopg.Connection[Any], schema: str, pipeline: str
         route: Running(_sum(keys, total), form, version)
         for route, form, keys, total, version in _read(connection, _RUNNING, schema, pipeline)
     }
+
+
+def read_noted(connection: psycopg.Connection[Any], schema: str, pipeline: str, since: Noted | None) -> Noted | None:
+    """See `towline.target.Ledger`; None before `initialise`."""
+    if since is None:
+        rows = connection.execute(_on(_NOTED, schema), (pipeline,)).fetchall()
+    else:
+        latest = {route: noted.ranges[-1].hour for route, noted in since.routes.items() if noted.ranges}
+        parameters = (list(latest), list(latest.values()), format_lsn(since.position), pipeline)
+        rows = connection.execute(_on(_NOTED_SINCE, schema), parameters).fetchall()
+    if not rows:
+        return None
+    routes: dict[str, NotedRoute] = {}
+    for _, route, state, version, hour, begin, form, seen, operations in rows:
+        noted = routes.get(route) or NotedRoute(state, version)
+        if hour is not None:
+            found = LedgerRange(hour, parse_lsn(begin), form, seen, None if operations is None else int(operations))
+            noted = replace(noted, ranges=(*noted.ranges, found))
+        routes[route] = noted
+    return Noted(parse_lsn(rows[0][0]), routes)
 
 
 def read_answer(connection: psycopg.Connection[Any], schema: str, pipeline: str, route: str) -> Answer | None:

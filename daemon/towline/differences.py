@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from towline.errors import ChecksumDiffers, OperationsDiffer, RowRefused
@@ -29,6 +29,11 @@ class Sample:
 #: The state of a route whose table has columns that the target is to get, and has not yet (``on_schema_change:
 #: evolve``): they are in ``columns``.
 EVOLVING = "evolving"
+#: The state of a route whose source table changed while it was compared, or is not the one that the target remembers:
+#: what differed may be what the daemon has yet to follow. ``changes`` says what.
+CHANGED = "changed"
+#: The state of a route that differed while the daemon still had to remove rows that the source no longer has.
+SWEEPING = "sweeping"
 
 
 class Keys(enum.StrEnum):
@@ -47,9 +52,10 @@ class RouteReport:
     """What was found for one route. ``rows``: source rows compared. ``columns``: how many rows differ in which column.
 
     ``quarantined``: rows that differ because a change of them was set aside; they are not among the others.
-    ``state``: the route's, or `EVOLVING`; only a route that is ``streaming`` can be compared. ``checksum``: None when
-    it was not looked at. ``refused``: rows that a repair could not write, since the target refuses them;
-    ``refusals``: why, ``refusal``: the first of these.
+    ``state``: the route's, or `EVOLVING`, `CHANGED`, `SWEEPING`; only a route that is ``streaming`` can be compared.
+    ``checksum``: None when it was not looked at. ``refused``: rows that a repair could not write, since the target
+    refuses them; ``refusals``: why, ``refusal``: the first of these. ``again``: the change is over, so that the route
+    can be compared once more.
     """
 
     route: str
@@ -68,6 +74,13 @@ class RouteReport:
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
     checksum: Keys | None = None
+    changes: tuple[str, ...] = ()
+    again: bool = False
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether something was found wrong, or kept changing."""
+        return bool(self.differing or self.unsettled) or self.checksum in (Keys.DIFFER, Keys.UNSETTLED)
 
     @property
     def differing(self) -> int:
@@ -87,6 +100,7 @@ class RouteReport:
         return {
             "route": self.route,
             "state": self.state,
+            "changes": list(self.changes),
             "rows": self.rows,
             "missing": self.missing,
             "extra": self.extra,
@@ -104,12 +118,10 @@ class RouteReport:
 
     def lines(self) -> Iterator[str]:
         """For people; samples hold keys of rows, which are shown nowhere else."""
-        if self.state == EVOLVING:
-            lacking = ", ".join(self.columns)
-            yield f"{self.route}: not compared, the target lacks {lacking}, which the daemon adds, or `towline apply`"
-            return
         if self.state != "streaming":
-            yield f"{self.route}: not compared, its first copy is not complete ({self.state})"
+            yield f"{self.route}: {self._not_compared()}"
+            if self.repaired:
+                yield f"  {_rows(self.repaired)} repaired before that"
             return
         found = f"missing {self.missing}, extra {self.extra}, different {self.different}"
         if self.checksum is not None:
@@ -133,6 +145,17 @@ class RouteReport:
         for sample in self.samples:
             key = ", ".join("NULL" if part is None else part for part in sample.key)
             yield f"  {sample.kind} ({key})" + (f" in {', '.join(sample.columns)}" if sample.columns else "")
+
+    def _not_compared(self) -> str:
+        if self.state == EVOLVING:
+            lacking = ", ".join(self.columns)
+            return f"not compared, the target lacks {lacking}, which the daemon adds, or `towline apply`"
+        if self.state == CHANGED:
+            what = f" ({'; '.join(self.changes)})" if self.changes else ""
+            return f"not verified, its source table has changed{what}; it can be once the daemon has followed"
+        if self.state == SWEEPING:
+            return "not verified, the daemon is removing rows that the source no longer has"
+        return f"not compared, its copy is not complete ({self.state})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +294,13 @@ class Report:
         if left_out:
             text += f"; {left_out} of {len(self.routes)} routes not compared"
         return text
+
+    def amended(self, later: Report) -> Report:
+        """With what was found of some routes later. Operations stay those of the log that was kept first."""
+        found = {route.route: route for route in later.routes}
+        routes = tuple(found.get(route.route, route) for route in self.routes)
+        mended = (route for route in self.routes if route.route in found and route.repaired)
+        return replace(self, routes=routes, repairs=(*self.repairs, *mended, *later.repairs))
 
     def lines(self) -> Iterator[str]:
         """For people, the total last."""

@@ -15,12 +15,14 @@ from towline.target.postgres import control, source_tables
 from towline_transforms.schema import Catalog, TableName
 
 
-def read(target: psycopg.Connection[Any], schema: str, pipeline: str) -> dict[str, Remembered]:
-    """By route. A record of another form is as good as none."""
+def read(target: psycopg.Connection[Any], schema: str, pipeline: str, only: str | None = None) -> dict[str, Remembered]:
+    """By route; ``only``: of that one. A record of another form is as good as none."""
     if "source_table" not in control.present(target, schema, upgrading=True):
         return {}
     found = {}
-    for route, table, columns, position, since, accepted, published in source_tables.read(target, schema, pipeline):
+    for route, table, columns, position, since, accepted, published in source_tables.read(
+        target, schema, pipeline, only
+    ):
         try:
             loaded = table_record.load(table)
             found[route] = Remembered(route, loaded, columns, position, since, accepted, published)

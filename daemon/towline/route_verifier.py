@@ -125,7 +125,8 @@ def settle(tables: Tables, timeout: float = 2.0) -> None:
 class RouteVerifier:
     """Verifies one route, in one pass (two when keys of the target must be looked for in the whole source).
 
-    ``repair``: mend what differs, but for what is set aside, and what the target refuses.
+    ``repair``: mend what differs, but for what is set aside, and what the target refuses. ``hold``: called before that,
+    in the transaction; what it raises ends the verification.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class RouteVerifier:
         *,
         chunk_rows: int = 20_000,
         repair: bool = False,
+        hold: Callable[[], None] = lambda: None,
     ) -> None:
         self._tables = tables
         self._target = comparing
@@ -143,6 +145,7 @@ class RouteVerifier:
         self._progress = progress
         self._chunk_rows = chunk_rows
         self._repair = repair
+        self._hold = hold
         self._high = 0
         self._masked = masked_columns(comparing.route)
         self.report = RouteReport(comparing.route.name)
@@ -225,6 +228,7 @@ class RouteVerifier:
         """
         width = len(self._relation.key)
         with self._target.locked():
+            self._hold()
             aside = self._target.quarantined()  # meanwhile, perhaps
             framed = [width.to_bytes(2, "big") + name for name in confirmed if name not in aside]
             settle(self._tables)
@@ -336,6 +340,7 @@ class RouteVerifier:
     def _remove(self, page: Sequence[Extra], after: int) -> None:
         """Delete or mark the extras of a page, if they are what they were when they were looked at."""
         with self._target.locked():
+            self._hold()
             if self._target.invertible:
                 settle(self._tables)
                 self._present(page, after, self._target.source_keys(after, len(page)))

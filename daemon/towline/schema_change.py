@@ -218,6 +218,13 @@ def halts(
     return kind is Kind.RENAMED and (policy is not OnSchemaChange.EVOLVE or column in remembered.table.identity)
 
 
+def unsettling(route: Route, remembered: Remembered, differences: Sequence[Difference]) -> bool:
+    """Whether the target may rightly have other rows, until the pipeline has taken these differences in."""
+    again = read_again(route, remembered, differences)
+    taken = any(needed(difference, remembered) for difference in differences)
+    return taken or (bool(differences) and (again.everywhere or again.sweep))
+
+
 class Again(NamedTuple):
     """What it takes for a route to be exact again.
 

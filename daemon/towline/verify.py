@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from towline.change import Relation
 from towline.checksum_verifier import ChecksumVerifier
+from towline.config import PipelineConfig
 from towline.differences import EVOLVING, Keys, Report, RouteReport
-from towline.errors import SourceReplaced
+from towline.errors import Action, RoutesRefused, SourceReplaced, TowlineError, VerifyUnsettled
+from towline.footing import Footing
 from towline.operations_verifier import OperationsVerifier
+from towline.plan import Prepared, prepare
 from towline.route_verifier import Progress, RouteVerifier
 from towline.source import Tables
 from towline.source.postgres.kept_log import PostgresKeptLog
@@ -20,9 +22,8 @@ from towline.source.postgres.tables import PostgresTables
 from towline.target.postgres.compare import CompareSession
 from towline_transforms.route import Route
 
-if TYPE_CHECKING:
-    from towline.config import PipelineConfig
-    from towline.plan import Prepared
+#: How often a route is compared whose source table changes meanwhile, and is followed each time.
+ATTEMPTS = 3
 
 
 def verify(
@@ -34,9 +35,24 @@ def verify(
 ) -> Report:
     """Verify the routes of those names (all, for None), and mend what differs when asked to.
 
+    A route whose source table changed meanwhile is compared once more, as it is then, when the daemon has followed.
     ``timeout``: how long the target may take to reach a position (seconds). Raises NotSetUp, SourceReplaced,
     VerifyUnsettled, and what the two ends raise.
     """
+    report = _verify(prepared, routes, repair=repair, timeout=timeout)
+    for _ in range(ATTEMPTS - 1):
+        again = [route.route for route in report.routes if route.again]
+        if not again:
+            break
+        try:
+            with prepare(prepared.config, applied=True) as afresh:
+                report = report.amended(_verify(afresh, again, repair=repair, timeout=timeout))
+        except RoutesRefused:  # a route no longer holds, which the daemon halts for
+            break
+    return report
+
+
+def _verify(prepared: Prepared, routes: Collection[str] | None, *, repair: bool, timeout: float) -> Report:
     config = prepared.config
     source_dsn = config.source.dsn.get_secret_value()
     relations = {relation.name: relation for relation in prepared.relations}
@@ -111,7 +127,8 @@ def verify_routes(
 ) -> Report:
     """As `verify`, with everything at hand. After a repair, routes that differed are verified again.
 
-    A route whose checksum differs, though its rows may be right by now, is to begin a new one.
+    A route whose checksum differs, though its rows may be right by now, is to begin a new one. Of one whose source
+    table changes, its state is reported in place of what differs: see `towline.footing`.
     """
     here, known = tables.identity(), session.checkpoint().identity
     if (here.system_identifier, here.database) != (known.system_identifier, known.database):
@@ -119,19 +136,32 @@ def verify_routes(
             f"the checkpoint is of database {known.database} of the server {known.system_identifier}, "
             f"and the source is database {here.database} of the server {here.system_identifier}"
         )
-    states = session.states()
-
     checksums = ChecksumVerifier(tables, session, progress, timeout)
 
     def one(route: Route, relation: Relation, *, mend: bool) -> RouteReport:
-        state = states[route.name].state if route.name in states else "pending"
-        if state != "streaming":
-            return RouteReport(route.name, state)
+        footing = Footing(tables, session, route, relation)
+        if footing.state != "streaming":
+            return RouteReport(route.name, footing.state)
         if route.added:
             return RouteReport(route.name, EVOLVING, columns=dict.fromkeys(route.added, 0))
-        with session.route(route, relation) as comparing:
-            report = RouteVerifier(tables, comparing, progress, chunk_rows=chunk_rows, repair=mend).run()
-        report.checksum = checksums.check(route.name, relation)
+        report, failure = RouteReport(route.name), None
+        try:
+            with session.route(route, relation) as comparing:
+                verifier = RouteVerifier(
+                    tables, comparing, progress, chunk_rows=chunk_rows, repair=mend, hold=footing.hold
+                )
+                report = verifier.report
+                verifier.run()
+            report.checksum = checksums.check(route.name, relation)
+        except TowlineError as error:
+            if error.action is Action.RETRY and not isinstance(error, VerifyUnsettled):
+                raise  # an end cannot be asked
+            failure = error
+        if (failure or report.doubtful) and (instead := footing.lost()) is not None:
+            instead.repaired = report.repaired
+            return instead
+        if failure:
+            raise failure
         if mend and report.checksum is Keys.DIFFER:
             checksums.begin_anew(route.name)
         return report

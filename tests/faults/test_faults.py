@@ -46,9 +46,22 @@ def test_it_can_tell(how: str, bench: Bench, tmp_path: Path) -> None:
     assert (account.lost > 0, account.doubled > 0) == (how == "lose", how == "double"), account
 
 
-@pytest.mark.parametrize("name", ["kill/snapshot/wal2json", "target-commit-answer/committing/pgoutput"])
+def test_it_can_tell_of_verify(bench: Bench, tmp_path: Path) -> None:
+    """A difference that verify reports while it is struck fails the trial, whatever else is lost."""
+
+    def hit(trial: Trial) -> None:
+        trial.at("target", "DELETE FROM replica.sale; DELETE FROM replica.journal; DELETE FROM hub.open_sale")
+
+    with pytest.raises(AssertionError, match="verify ended with exit code 4"):
+        Trial(bench, tmp_path, Phase.VERIFYING, "pgoutput", "1").run(hit)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["kill/snapshot/wal2json", "target-commit-answer/committing/pgoutput", "column-dropped/verifying/pgoutput"],
+)
 def test_some_cells(name: str, bench: Bench, tmp_path: Path) -> None:
-    """What `make faults` does, for two cells."""
+    """What `make faults` does, for some cells."""
     (cell,) = cells([name])
     result = tried(bench, tmp_path, cell, seed=1)
     assert result.right, f"{result.failure}; {result.replay}"

@@ -386,7 +386,9 @@ class Trial:
         self._seconds = time.monotonic() - since
 
     def _end_verifier(self) -> None:
-        """It may have been cut off (which a retry cures); it may never have found a difference."""
+        """It may have been cut off, or have met a table that changes (both of which a retry cures); it may never have
+        found a difference.
+        """
         if self.verifier is None:
             return
         code = self.verifier.await_exit(PATIENCE * 2)

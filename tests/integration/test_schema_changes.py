@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.support.databases import NewDatabase
-from tests.support.line import Line
+from tests.support.line import Line, caught_up, running
 from tests.support.wait import until
 from towline import plan
 from towline.cli import cli
@@ -36,7 +35,6 @@ from towline.errors import (
     TableGone,
     TableRecreated,
 )
-from towline.position import parse_lsn
 
 PLUGINS = pytest.mark.parametrize(
     ("server", "plugin"), [("pg18", "pgoutput"), ("pg15", "wal2json")], ids=lambda value: str(value)
@@ -67,45 +65,6 @@ def new_line(request: pytest.FixtureRequest, hub18: Server, new_database: NewDat
         return line
 
     return make
-
-
-@contextmanager
-def running(line: Line) -> Iterator[list[BaseException]]:
-    """The pipeline runs in a thread while the block does; its error is given, and raised at the end."""
-    stop = threading.Event()
-    attempt = line.replication(stop.is_set)
-    failed: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            attempt.run(until_caught_up=False)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    try:
-        yield failed
-    finally:
-        stop.set()
-        if attempt.handle.pipeline is not None:
-            attempt.handle.pipeline.stop()
-        thread.join(20)
-        assert not thread.is_alive()
-        if failed:
-            raise failed[0]
-
-
-def caught_up(line: Line) -> None:
-    """Wait until all that the source has is durable at the hub, and copied."""
-    end = parse_lsn(line.at_source("SELECT pg_current_wal_flush_lsn()")[0][0])
-
-    def reached() -> bool:
-        position = parse_lsn(line.at_hub("SELECT position::text FROM towline.checkpoint")[0][0])
-        copied = line.at_hub("SELECT bool_and(state = 'streaming') FROM towline.route_state") == [(True,)]
-        return position >= end and copied
-
-    until(reached, 30)
 
 
 def equal(line: Line, table: str = "item", columns: str = "t") -> None:

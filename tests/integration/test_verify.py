@@ -381,7 +381,7 @@ def test_a_route_that_is_still_copied_is_not_compared(pair18: Pair) -> None:
     run(pair18.ends.target, "UPDATE towline.route_state SET state = 'copying'")
     report = pair18.verify(route)
     assert (report.rows, report.exit_code) == (0, 1)
-    assert "first copy is not complete" in next(report.lines())
+    assert "copy is not complete" in next(report.lines())
 
 
 def test_another_source_is_refused(pair18: Pair, pg18: Server, new_database: NewDatabase) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from typing import Any
 from psycopg import sql
 
 from tests.support.sessions import rows
+from tests.support.wait import until
 from towline import plan
 from towline.config import PipelineConfig, load
 from towline.differences import Report
 from towline.metrics import Metrics
+from towline.position import parse_lsn
 from towline.replication import Replication
 from towline.streaming import Streaming
 from towline.target.postgres.writer import Session
@@ -110,3 +114,42 @@ class Line:
         there, here = self.at_source(query.format(source_table)), self.at_hub(query.format(hub_table))
         assert here == there
         return len(here)
+
+
+@contextmanager
+def running(line: Line) -> Iterator[list[BaseException]]:
+    """The pipeline runs in a thread while the block does; its error is given, and raised at the end."""
+    stop = threading.Event()
+    attempt = line.replication(stop.is_set)
+    failed: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            attempt.run(until_caught_up=False)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    try:
+        yield failed
+    finally:
+        stop.set()
+        if attempt.handle.pipeline is not None:
+            attempt.handle.pipeline.stop()
+        thread.join(20)
+        assert not thread.is_alive()
+        if failed:
+            raise failed[0]
+
+
+def caught_up(line: Line) -> None:
+    """Wait until all that the source has is durable at the hub, and copied."""
+    end = parse_lsn(line.at_source("SELECT pg_current_wal_flush_lsn()")[0][0])
+
+    def reached() -> bool:
+        position = parse_lsn(line.at_hub("SELECT position::text FROM towline.checkpoint")[0][0])
+        copied = line.at_hub("SELECT bool_and(state = 'streaming') FROM towline.route_state") == [(True,)]
+        return position >= end and copied
+
+    until(reached, 30)

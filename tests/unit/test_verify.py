@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from towline.differences import SAMPLES, Report, RouteReport
+from towline.differences import CHANGED, SAMPLES, SWEEPING, Report, RouteReport
 from towline.errors import VerifyUnsettled
 from towline.route_verifier import Progress
 
@@ -50,7 +50,31 @@ def test_a_route_that_was_not_compared_says_so() -> None:
     assert Report("p", (RouteReport("a", "copying"), RouteReport("b", rows=1))).total == (
         "verified: 1 row compared, 0 differ; 1 of 2 routes not compared"
     )
-    assert list(RouteReport("a", "copying").lines()) == ["a: not compared, its first copy is not complete (copying)"]
+    assert list(RouteReport("a", "copying").lines()) == ["a: not compared, its copy is not complete (copying)"]
+
+
+def test_a_route_whose_table_changed_says_so() -> None:
+    """No difference, and not verified either; what was mended before is not kept back."""
+    changed = RouteReport("a", CHANGED, changes=("public.a: column dropped: v",), repaired=2)
+    assert list(changed.lines()) == [
+        "a: not verified, its source table has changed (public.a: column dropped: v); "
+        "it can be once the daemon has followed",
+        "  2 rows repaired before that",
+    ]
+    report = Report("p", (changed, RouteReport("b", SWEEPING)))
+    assert (report.exit_code, report.differing) == (1, 0)
+    assert report.as_dict()["routes"][0]["changes"] == ["public.a: column dropped: v"]
+
+
+def test_a_later_comparison_takes_the_place_of_the_first() -> None:
+    """Of the routes that were compared again; what the first one mended is among the repairs."""
+    first = Report("p", (RouteReport("a", CHANGED, repaired=2, again=True), RouteReport("b", rows=5)))
+    report = first.amended(Report("p", (RouteReport("a", rows=7),)))
+    assert [(route.route, route.state, route.rows) for route in report.routes] == [
+        ("a", "streaming", 7),
+        ("b", "streaming", 5),
+    ]
+    assert [(route.route, route.repaired) for route in report.repairs] == [("a", 2)]
 
 
 class Position:

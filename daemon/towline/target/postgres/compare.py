@@ -210,6 +210,11 @@ class CompareSession:
         """The pipeline's name."""
         return self._pipeline
 
+    @property
+    def schema(self) -> str:
+        """The schema of the control tables."""
+        return self._schema
+
     def lock_checkpoint(self) -> None:
         """Hold the pipeline's checkpoint until the transaction ends: the daemon waits with its next batch."""
         statement = sql.SQL(_LOCK).format(sql.Identifier(self._schema))

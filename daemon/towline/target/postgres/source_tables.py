@@ -18,7 +18,7 @@ from towline.position import format_lsn, parse_lsn
 
 _READ = """
 SELECT route, "table"::text, columns, position::text, since::text, accepted, to_jsonb(s)->>'published'
-FROM {schema}.source_table s WHERE pipeline = %s
+FROM {schema}.source_table s WHERE pipeline = %(pipeline)s AND (%(route)s::text IS NULL OR route = %(route)s)
 """
 
 _WRITE = """
@@ -48,15 +48,15 @@ ON CONFLICT (pipeline) DO UPDATE SET number = r.number + 1, applied_at = now()
 Row = tuple[str, str, tuple[str, ...], int, Mapping[str, int], bool, str | None]
 
 
-def read(connection: psycopg.Connection[Any], schema: str, pipeline: str) -> list[Row]:
-    """Every table that is remembered, by route. Raises NotSetUp."""
+def read(connection: psycopg.Connection[Any], schema: str, pipeline: str, route: str | None = None) -> list[Row]:
+    """Every table that is remembered, by route; that of one route. Raises NotSetUp."""
     try:
-        rows = connection.execute(_on(_READ, schema), (pipeline,)).fetchall()
+        rows = connection.execute(_on(_READ, schema), {"pipeline": pipeline, "route": route}).fetchall()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise NotSetUp(f"schema {schema} of the target lacks a control table", sqlstate="42P01") from None
     return [
-        (route, table, tuple(columns), parse_lsn(position), json.loads(since), accepted, published)
-        for route, table, columns, position, since, accepted, published in rows
+        (of, table, tuple(columns), parse_lsn(position), json.loads(since), accepted, published)
+        for of, table, columns, position, since, accepted, published in rows
     ]
 
 

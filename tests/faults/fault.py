@@ -30,9 +30,10 @@ class Fault:
     ``hit`` puts it in while someone waits at the phase's point, lets that go on (`Trial.go`), ends it and says so
     (`Trial.over`). ``empty``: the phases in which there is nothing to try, with the mark of `REASONS`. ``plugins``: for
     which it is tried; the cells of others have the mark ``other_plugins``. ``options``: what the pipeline file says
-    under ``defaults``. ``standby``: its source has one, with a copy of the slot; ``from_standby``: the daemon reads
-    from one. ``root``: it mounts a file system. ``small_spool``: the daemon's spool is on one of 1 MB. ``prepare``:
-    what it needs before the pipeline is set up.
+    under ``defaults``. ``passings``: by phase, at one of how many passings of its point it is put in, when later ones
+    would not meet what it changes. ``standby``: its source has one, with a copy of the slot; ``from_standby``: the
+    daemon reads from one. ``root``: it mounts a file system. ``small_spool``: the daemon's spool is on one of 1 MB.
+    ``prepare``: what it needs before the pipeline is set up.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Fault:
     plugins: tuple[str, ...] = PLUGINS
     other_plugins: str = "c"
     options: str = ""
+    passings: Mapping[Phase, int] = field(default_factory=dict)
     standby: bool = False
     from_standby: bool = False
     root: bool = False

@@ -130,6 +130,7 @@ def tried(bench: Bench, directory: Path, cell: Cell, seed: int, watch: Watch = l
         trial = Trial(
             *(bench, directory, cell.phase, cell.plugin, f"{cell.name}:{seed}"),
             point=point,
+            passings=fault.passings.get(cell.phase, 0),
             options=fault.options,
             standby=fault.standby,
             from_standby=fault.from_standby,

@@ -59,8 +59,9 @@ class Outcome:
 class Trial:
     """What a fault may touch. Lines lead through proxies; the harness itself goes to the servers directly.
 
-    ``seed``: all that is drawn comes from it. ``point``: where the fault strikes, one of the phase's. ``standby``: the
-    source has one, with a copy of the slot; ``from_standby``: the daemon reads from one, and the slot is there.
+    ``seed``: all that is drawn comes from it. ``point``: where the fault strikes, one of the phase's; ``passings``: at
+    one of how many passings of it (0: of all that there are for certain). ``standby``: the source has one, with a copy
+    of the slot; ``from_standby``: the daemon reads from one, and the slot is there.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Trial:
         seed: str,
         *,
         point: str = "",
+        passings: int = 0,
         options: str = "",
         standby: bool = False,
         from_standby: bool = False,
@@ -91,7 +93,7 @@ class Trial:
         self.plugin = plugin
         self.random = random.Random(f"fault {seed}")
         self.point = point or phase.points[0]
-        self.passing = self.random.randint(1, _PASSINGS[self.point])
+        self.passing = self.random.randint(1, passings or _PASSINGS[self.point])
         self.stack = ExitStack()
         self.puppets: list[Puppet] = []
         self.verifier: Puppet | None = None

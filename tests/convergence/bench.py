@@ -115,8 +115,8 @@ class Bench:
             self.counted += comparison.hold(copying=copying)
         if history.verify:
             report = self._line.verify()
-            if report.differing or report.unsettled:
-                raise Diverged(f"verify finds {report.differing} rows that differ, {report.unsettled} unsettled")
+            if report.exit_code:
+                raise Diverged(f"verify: {'; '.join(report.lines())}")
 
     def _reset(self, history: History) -> None:
         """Other rows at the source, none at the hub, and the pipeline at the beginning of its copying."""

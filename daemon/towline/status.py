@@ -22,9 +22,10 @@ from towline.plan import source_identity
 from towline.position import format_lsn, parse_lsn
 from towline.postgres import session
 from towline.schema_change import Remembered
-from towline.source import Identity, SlotState
+from towline.source import Identity, LargeTransactions, SlotState
 from towline.source.postgres.tables import PostgresTables
 from towline.source.postgres.timelines import Timelines
+from towline.spooling import wanted
 from towline.start_checks import SourceNow, check_start
 from towline.table_name import ALL_TABLES
 from towline.target import Checkpoint, Counts, RouteState
@@ -79,6 +80,8 @@ class Status:
 
     ``role``: ``active`` when a daemon reads from the slot, ``stopped`` when none does, else ``unknown``.
     ``lag_seconds``: at most so far is the target behind; exact to ``checkpoint_seconds`` when idle.
+    ``streaming``: whether the source sends large transactions while they are under way: ``off`` where it is not to,
+    else ``on``, or ``suspended`` when the daemon does not ask for it; None while that cannot be seen.
     """
 
     pipeline: str
@@ -92,6 +95,8 @@ class Status:
     lag_seconds: float | None
     routes: tuple[RouteStatus, ...]
     errors: tuple[Trouble, ...]
+    large: LargeTransactions | None = None
+    streaming: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -100,7 +105,7 @@ class Status:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON; positions as PostgreSQL prints them, times in ISO 8601."""
-        checkpoint, slot = self.checkpoint, self.slot
+        checkpoint, slot, large = self.checkpoint, self.slot, self.large
         return {
             "format": FORMAT,
             "pipeline": self.pipeline,
@@ -128,6 +133,15 @@ class Status:
                 "confirmed": format_lsn(slot.confirmed),
                 "restart": format_lsn(slot.restart),
                 "retained_bytes": slot.retained_bytes,
+            },
+            "large_transactions": None
+            if large is None
+            else {
+                "streaming": self.streaming,
+                "streamed": large.streamed,
+                "streamed_bytes": large.streamed_bytes,
+                "spilled": large.spilled,
+                "spilled_bytes": large.spilled_bytes,
             },
             "routes": [
                 {
@@ -159,6 +173,7 @@ class _Source:
     identity: Identity
     position: int
     slot: SlotState
+    large: LargeTransactions | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +268,15 @@ class Reader:
             lag_seconds=lag_seconds,
             routes=self._routes(target),
             errors=troubles,
+            large=source.large if source is not None else None,
+            streaming=self._streaming(source) if source is not None else None,
         )
+
+    def _streaming(self, source: _Source) -> str | None:
+        if not wanted(self._config, source.identity.server_version):
+            return "off"
+        asked = source.large.asked if source.large is not None else None
+        return None if asked is None else "on" if asked else "suspended"
 
     def _routes(self, target: _Target | None) -> tuple[RouteStatus, ...]:
         """The routes of the file in their order, then those that patterns stand for."""
@@ -268,8 +291,8 @@ class Reader:
             if self._tables is None:
                 source = self._config.source
                 self._tables = PostgresTables(source.dsn.get_secret_value(), slot=source.slot)
-            slot = self._tables.slot()
-            return _Source(source_identity(self._config, self._tables), self._tables.position(), slot)
+            slot, large = self._tables.slot(), self._tables.large_transactions()
+            return _Source(source_identity(self._config, self._tables), self._tables.position(), slot, large)
         except TowlineError:
             if self._tables is not None:
                 self._tables.close()

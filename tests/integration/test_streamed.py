@@ -18,6 +18,7 @@ from tests.fault.harness import Daemon
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from tests.support.wait import until
+from towline import status
 from towline.demo.server import Server
 from towline.errors import SpoolFull
 from towline.streaming import Streaming
@@ -302,6 +303,44 @@ def test_column_followed(pg18: Server, hub18: Server, new_database: NewDatabase,
         assert _streams(line) > 0
     finally:
         daemon.kill()
+
+
+# ---- What an operator sees of it ------------------------------------------------------------------------------
+
+
+def shown(line: Line) -> dict[str, Any]:
+    """What `towline status --json` has of large transactions."""
+    found: dict[str, Any] = status.read(line.config).as_json()["large_transactions"]
+    return found
+
+
+@pytest.mark.parametrize("server", ["pg15", "pg18"])
+def test_status(
+    server: str, request: pytest.FixtureRequest, hub18: Server, new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """Whether large transactions are streamed, or spill at the source, and whether they do since the spool was full."""
+    source: Server = request.getfixturevalue(server)
+    line = make(tmp_path, new_database(source), new_database(hub18), more="spool: {max_bytes: 1048576}")
+    line.run()
+    assert shown(line)["streaming"] is None
+    daemon = Daemon(line.path, tmp_path / "daemon.log")
+    try:
+        until(lambda: shown(line)["streaming"] == "on", 30, daemon.log)
+        line.at_source(f"INSERT INTO t {MANY.format(1, 400)}")
+        until(lambda: shown(line)["streamed"] == 1, 30, daemon.log)
+        found = shown(line)
+        assert found["streamed_bytes"] > 65536 and (found["spilled"], found["spilled_bytes"]) == (0, 0)
+        with psycopg.connect(line.source) as session:
+            session.execute(f"INSERT INTO t {NOISE} generate_series(10001, 13000) i".encode())
+            until(lambda: shown(line)["streaming"] == "suspended", 30, daemon.log)
+            until(lambda: shown(line)["spilled"] > 0, 30, lambda: f"{shown(line)} {daemon.log()}")
+        assert shown(line)["spilled_bytes"] > 1 << 20
+        until(lambda: line.at_hub("SELECT count(*) FROM replica.t") == [(3400,)], 30, daemon.log)
+    finally:
+        daemon.kill()
+    off = line.path.read_text("utf-8").replace("streaming: auto", "streaming: off")
+    line.path.write_text(off, "utf-8")
+    assert shown(line)["streaming"] == "off"
 
 
 # ---- A full spool ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from rich.console import Console
 from towline.cli.screen import Screen, duration, headline, route_rows, size
 from towline.cli.table import plain
 from towline.errors import Action
-from towline.source import Identity, SlotState
+from towline.source import Identity, LargeTransactions, SlotState
 from towline.status import RouteStatus, Status, Trouble
 from towline.target import Checkpoint, Counts
 
@@ -35,6 +35,8 @@ STATUS = Status(
         RouteStatus("new"),
     ),
     errors=(),
+    large=LargeTransactions(1234, 3 << 30, 0, 0, True),
+    streaming="on",
 )
 
 
@@ -72,10 +74,23 @@ def test_headline() -> None:
         "source": "16/101000",
         "lag": "1.0 MiB, 1 min 15 s",
         "slot": "towline_p: reserved, retains 5.0 MiB",
+        "streaming": "on; large transactions: 1,234 streamed (3.0 GiB), 0 spilled at the source (0 B)",
     }
     down = replace(STATUS, role="unknown", source_position=None, slot=None, lag_bytes=None, lag_seconds=None)
     assert dict(headline(down))["lag"] == "?, ?"
     assert "slot" not in dict(headline(down))
+
+
+@pytest.mark.parametrize(
+    ("streaming", "text"),
+    [("suspended", "suspended, as the spool was full or failed"), ("off", "off"), (None, "not now")],
+)
+def test_large_transactions_that_are_not_streamed(streaming: str | None, text: str) -> None:
+    """Why, and what they cost the source; nothing is said of a source that does not count them."""
+    status = replace(STATUS, streaming=streaming, large=LargeTransactions(spilled=2, spilled_bytes=5 << 20))
+    found = dict(headline(status))["streaming"]
+    assert found == f"{text}; large transactions: 0 streamed (0 B), 2 spilled at the source (5.0 MiB)"
+    assert "streaming" not in dict(headline(replace(status, large=None)))
 
 
 def test_routes_in_plain_text() -> None:
@@ -133,6 +148,7 @@ def test_json_has_plain_values() -> None:
         "lag_bytes",
         "lag_seconds",
         "slot",
+        "large_transactions",
         "routes",
         "errors",
     ]
@@ -143,4 +159,11 @@ def test_json_has_plain_values() -> None:
         "epoch": 3,
     }
     assert found["slot"]["active"] is True and found["slot"]["confirmed"] == "16/1000"
+    assert found["large_transactions"] == {
+        "streaming": "on",
+        "streamed": 1234,
+        "streamed_bytes": 3 << 30,
+        "spilled": 0,
+        "spilled_bytes": 0,
+    }
     assert found["routes"][1]["seen"] == 1234

@@ -12,6 +12,9 @@ from rich.text import Text
 from towline.position import format_lsn
 from towline.status import RouteStatus, Status
 
+#: Of large transactions while they are under way; None: nobody streams.
+_STREAMING = {None: "not now", "suspended": "suspended, as the spool was full or failed"}
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -52,6 +55,11 @@ def headline(status: Status) -> list[tuple[str, str]]:
     if slot is not None:
         state = f"{slot.wal_status or 'ok'}, retains {size(slot.retained_bytes)}" if slot.exists else "does not exist"
         lines.append(("slot", f"{status.slot_name}: {state}"))
+    if (large := status.large) is not None:
+        streaming = _STREAMING.get(status.streaming, status.streaming)
+        sent = f"{large.streamed:,} streamed ({size(large.streamed_bytes)})"
+        spilled = f"{large.spilled:,} spilled at the source ({size(large.spilled_bytes)})"
+        lines.append(("streaming", f"{streaming}; large transactions: {sent}, {spilled}"))
     return lines
 
 

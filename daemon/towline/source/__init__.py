@@ -102,6 +102,21 @@ class SlotState:
 
 
 @dataclass(frozen=True, slots=True)
+class LargeTransactions:
+    """Those that outgrew the source's memory while it decoded the log for the slot, since its statistics began.
+
+    ``asked``: whether who streams from the slot has asked for them while they are under way; None when nobody streams
+    from it, or the server does not say. A transaction may be among the streamed and among the spilled.
+    """
+
+    streamed: int = 0
+    streamed_bytes: int = 0
+    spilled: int = 0
+    spilled_bytes: int = 0
+    asked: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class KeyCount:
     """The keys of a table in one source snapshot. ``keys``: None when the source cannot tell their sum.
 

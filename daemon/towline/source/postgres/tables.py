@@ -23,7 +23,7 @@ from towline.change import Chunk, Cursor, Format, Relation, Visibility
 from towline.errors import NotSetUp, SourceQueryFailed, SourceTableChanged
 from towline.frame import Frame
 from towline.postgres import catalog, line, session, statements
-from towline.source import Identity, KeyCount, SlotState
+from towline.source import Identity, KeyCount, LargeTransactions, SlotState
 from towline.source.postgres import identity, key_count, look, published, rows
 from towline.source.postgres.high import High, Look
 from towline.source.postgres.key_order import EQUAL, KeyOrder, base_type, column_sql, type_sql
@@ -43,6 +43,9 @@ _FETCH_PARAMETERS = 2000
 #: Types whose binary form is their text: text, varchar, char(n), json.
 _TEXT_OIDS = frozenset({25, 1043, 1042, 114})
 _TEXT_ARRAY_OID = 1009
+
+#: The version that has pg_stat_replication_slots.
+COUNTED_SINCE = 140000
 
 _SECONDS_TO_CLOSE = 2.0
 #: Between two looks whether a walsender has ended (seconds).
@@ -88,6 +91,14 @@ class PostgresTables:
         with self._session() as connection:
             row = connection.execute(_SQL["slot"], {"slot": self._slot}).fetchone()
         return SlotState(False) if row is None else SlotState(True, *row)
+
+    def large_transactions(self) -> LargeTransactions | None:
+        """What became of those at the slot; None where the server does not count them (before 14), or has no slot."""
+        with self._session() as connection:
+            if connection.info.server_version < COUNTED_SINCE:
+                return None
+            row = connection.execute(_SQL["large"], {"slot": self._slot}).fetchone()
+        return None if row is None else LargeTransactions(*row)
 
     def end_walsender(self, application_name: str, timeout: float = 5.0) -> bool:
         """End the stream of that name from the slot, and wait until the slot is free. False when there is none to end.

@@ -45,6 +45,17 @@ FROM pg_replication_slots s
 WHERE s.slot_name = %(slot)s
 ;
 
+-- name: large
+-- From 14 on. A walsender's query is the command that it was sent; one that is cut short (track_activity_query_size),
+-- hidden from the role or not tracked says nothing.
+SELECT
+  t.stream_txns, t.stream_bytes, t.spill_txns, t.spill_bytes,
+  (SELECT CASE WHEN a.query LIKE 'START_REPLICATION %%)' THEN strpos(a.query, '"streaming" ''on''') > 0 END
+   FROM pg_stat_activity a WHERE a.pid = s.active_pid)
+FROM pg_replication_slots s JOIN pg_stat_replication_slots t USING (slot_name)
+WHERE s.slot_name = %(slot)s
+;
+
 -- name: look
 -- The snapshot is taken before the positions are read: all that it sees was logged before the first of them.
 SELECT

@@ -38,7 +38,8 @@ ROUTES = """\
     select: SELECT id, a FROM ev
 """
 #: About 100 kB of log, more than the server keeps in memory here.
-MANY = "SELECT i, i, repeat(md5(i::text), 10) FROM generate_series({}, {}) i"
+ROW = "repeat(md5(i::text), 10)"
+MANY = f"SELECT i, i, {ROW} FROM generate_series({{}}, {{}}) i"
 #: More, which cannot be compressed.
 NOISE = "SELECT i, i, (SELECT string_agg(md5(random()::text || i || j), '') FROM generate_series(1, 40) j) FROM"
 
@@ -136,6 +137,37 @@ def test_interleaved(ends: Ends) -> None:
     ends.check()
     assert ends.streamed() >= 2
     assert ends.line.at_hub("SELECT n FROM replica.t WHERE id = 20000") == [(7,)]
+
+
+def test_readers_see_whole_transactions(ends: Ends) -> None:
+    """Whoever reads the hub, between any two pieces of a transaction that was sent under way, sees none of it."""
+    ends.line.at_source(f"INSERT INTO t {MANY.format(1, 1000)}")
+    ends.line.run()
+    state = "SELECT count(*), min(n), max(n) FROM replica.t"
+    seen: list[tuple[str, tuple[Any, ...]]] = []
+    with psycopg.connect(ends.line.hub, autocommit=True) as reader:
+
+        def look(point: str) -> None:
+            seen.append((point, reader.execute(state).fetchone() or ()))
+
+        session = ends.session()
+        session.execute(b"UPDATE t SET n = -1")
+        session.execute(f"INSERT INTO t SELECT i, -1, {ROW} FROM generate_series(1001, 3000) i".encode())
+        ends.line.at_source("INSERT INTO log VALUES (1, 'between')")
+        ends.line.replication(announce=look).run(until_caught_up=True)
+        before = (1000, 1, 1000)
+        assert {shown for _, shown in seen} == {before}
+        assert ends.line.at_hub("SELECT line FROM replica.log") == [("between",)]
+        seen.clear()
+        session.commit()
+        ends.line.replication(announce=look).run(until_caught_up=True)
+    states = [shown for _, shown in seen]
+    after = (3000, -1, -1)
+    assert states == [before] * states.count(before) + [after] * states.count(after)
+    within = [shown for point, shown in seen if point == "within-transaction"]
+    assert len(within) > 10 and set(within) == {before}
+    assert seen[-1][1] == after and ends.streamed() == 2
+    ends.check()
 
 
 def test_subtransactions(ends: Ends) -> None:

@@ -25,9 +25,10 @@ from towline.change import DELETE, INSERT, UPDATE, Format, Piece, RowSet
 from towline.errors import SourceUnavailable, SpoolCorrupt, TowlineError
 from towline.frame import Frame, FrameError, frame_row
 from towline.source.postgres import stream
+from towline.source.postgres.copy_rows import ROW_HEADER, CopyRows
 from towline.source.postgres.gather import Gatherer, TupleBatch
 from towline.source.postgres.notices import Notices
-from towline.source.postgres.pgoutput import parse
+from towline.source.postgres.pgoutput import Decoder, parse
 from towline.source.postgres.routed import Routed
 from towline.source.postgres.spool import Spool
 from towline.source.postgres.streamed import StreamingDecoder
@@ -171,6 +172,48 @@ def _streaming(sent: Sequence[bytes]) -> Iterator[Piece]:
 
 
 @dataclass(frozen=True)
+class Copied:
+    """The messages of a COPY whose rows are those of a decoder: a backlog that is read through SQL."""
+
+    stream: str
+
+    def try_one(self, mutations: Sequence[Mutation]) -> None:
+        """See `Decoded.try_one`. A row is as long as it says."""
+        sent = mutated(list(_copied(captured(self.stream))), mutations)
+        with _bounded(sum(map(len, sent))), _coded():
+            for piece in _rows_decoded(sent):
+                _check(piece)
+
+
+def _copied(messages: Sequence[bytes]) -> Iterator[bytes]:
+    """As a server sends them: the header with the first row, and the trailer."""
+    header = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+    for message in messages:
+        yield header + b"\0\1" + len(message).to_bytes(4, "big") + message
+        header = b""
+    yield b"\xff\xff"
+
+
+def _rows_decoded(sent: Sequence[bytes]) -> Iterator[Piece]:
+    """The pieces that a backlog makes of it. Raises the errors of both."""
+    gatherer = Gatherer[TupleBatch](0)
+    decoder = Decoder(Routed(routed(Format.TEXT)), gatherer)
+
+    def whole() -> Iterator[bytes]:
+        for message in CopyRows().of(iter(sent)):
+            assert int.from_bytes(message[2:ROW_HEADER], "big") == len(message) - ROW_HEADER, "not the row's own length"
+            yield message
+
+    rows = whole()
+    message = next(rows, None)
+    while message is not None:
+        decoder.feed(message, ROW_HEADER)
+        message = decoder.changes(rows, ROW_HEADER)
+    cut = gatherer.cut()
+    yield from (*gatherer.ready, *([cut] if cut is not None else []))
+
+
+@dataclass(frozen=True)
 class Spooled:
     """The file of a transaction in the spool: what was written, or SpoolCorrupt."""
 
@@ -250,12 +293,13 @@ def _odd_null(row: bytes) -> bool:
     return False
 
 
-DECODERS: dict[str, Decoded | Parsed | Enveloped | Spooled | Framed] = {
+DECODERS: dict[str, Decoded | Parsed | Enveloped | Copied | Spooled | Framed] = {
     "pgoutput, text": Decoded("pgoutput-text", lambda messages: decode_pgoutput(messages, routed(Format.TEXT))),
     "pgoutput, binary": Decoded("pgoutput-binary", lambda messages: decode_pgoutput(messages, routed(Format.BINARY))),
     "pgoutput, streamed": Decoded("pgoutput-streamed", _streamed),
     "pgoutput, single messages": Parsed("pgoutput-text"),
     "messages of the walsender": Enveloped("pgoutput-text"),
+    "rows of a COPY": Copied("pgoutput-text"),
     "spool": Spooled("pgoutput-streamed"),
     "wal2json": Decoded("wal2json", lambda messages: decode_wal2json(messages, routed(Format.TEXT))),
     "COPY BINARY": Framed(),

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
+from tests.support.wait import until
 from towline import plan, resync
 from towline.cli import cli
 from towline.demo.programs import embedded_bindir
@@ -21,6 +22,7 @@ from towline.errors import (
     ResyncUnfinished,
     RowRefused,
     SlotAhead,
+    SlotInvalidated,
     SlotLost,
     SlotMissing,
     SlotOfAnotherPlugin,
@@ -305,6 +307,41 @@ def test_a_slot_that_was_really_lost(scratch: Path, hub18: Server, new_database:
         line.run()
         assert line.same("t", "replica.t") == 2
         assert read(line.config).errors == ()
+
+
+def test_a_slot_that_was_invalidated(line: Line, pg18: Server) -> None:
+    """Nobody read it for longer than the source lets a slot idle: told apart from one that lacks log or is missing."""
+    line.at_source("DELETE FROM sale WHERE id > 900; UPDATE sale SET quantity = 0 WHERE id = 1")
+    invalidate(line, pg18)
+    for verb in ("check", "apply"):
+        said = CliRunner().invoke(cli, [verb, str(line.path)])
+        assert (said.exit_code, "TL-323" in said.output) == (3, True), verb
+    assert [trouble.code for trouble in read(line.config).errors] == ["TL-323"]
+    before = line.at_hub("SELECT position, epoch FROM towline.checkpoint")
+    with pytest.raises(SlotInvalidated, match="idle_replication_slot_timeout"):
+        line.run()
+    assert [position for position, _ in line.at_hub("SELECT position, epoch FROM towline.checkpoint")] == [before[0][0]]
+    assert again(line).exit_code == 0
+    line.run()
+    equal(line)
+    assert read(line.config).errors == ()
+
+
+def invalidate(line: Line, source: Server) -> None:
+    """Have the source invalidate the slot, as it does at a checkpoint."""
+    source.configure(idle_replication_slot_timeout="1s")
+    source.reload()
+    reason = "SELECT invalidation_reason FROM pg_replication_slots WHERE slot_name = %s"
+    try:
+
+        def invalidated() -> bool:
+            line.at_source("CHECKPOINT")
+            return line.at_source(reason, line.config.source.slot) == [("idle_timeout",)]
+
+        until(invalidated)
+    finally:
+        source.configure(idle_replication_slot_timeout="0")
+        source.reload()
 
 
 def test_nothing_was_set_up(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.support.databases import create_database, drop_database
 from tests.support.line import Line
 from tests.support.proxy import Proxy
 from tests.support.wait import until
+from towline.catch_up import Bounds, CatchUp
 from towline.demo.server import Server
 from towline.errors import Action, TowlineError
 from towline.position import parse_lsn
@@ -34,6 +35,9 @@ _LEFT = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database(
 _STREAMED = """
 SELECT stream_count FROM pg_stat_replication_slots WHERE slot_name = %s
 """
+#: How a backlog is read of a schema that is to be behind: whatever there is of it, which a transaction of a few hundred
+#: rows makes several gulps of.
+SIPS = Bounds(enter=1, leave=1, least=50_000, most=50_000, follow=1 << 30, again=1 << 20)
 _RETRIES = 20
 _HELD_FOR = 3
 
@@ -47,12 +51,12 @@ class Killed(BaseException):
 class Bench:
     """Source, hub and pipeline of one schema and plugin. ``histories``, ``faults``: how many there were.
 
-    ``counted``: changes at the source that the ledger was held against.
+    ``counted``: changes at the source that the ledger was held against. ``gulps``: of what was behind.
     """
 
     def __init__(self, schema: Schema, plugin: str, source: Server, hub: Server, directory: Path) -> None:
         self.schema, self.plugin = schema, plugin
-        self.histories = self.faults = self.transactions = self.counted = 0
+        self.histories = self.faults = self.transactions = self.counted = self.gulps = 0
         self._directory = directory
         self._servers = source, hub
         self._stack = ExitStack()
@@ -217,6 +221,7 @@ class Bench:
                 stopping=lambda: False,
                 role=lambda role: None,
                 announce=telling.announce,
+                catch_up=CatchUp(SIPS) if self.schema.behind else None,  # each is to begin with it, however many fail
             )
             try:
                 attempt.run(until_caught_up=True)
@@ -229,6 +234,7 @@ class Bench:
                 self.faults += isinstance(fault, Cut)
             finally:
                 fault = None
+                self.gulps += telling.gulps
                 telling.end_held()
                 self._never_ahead()
         raise Diverged(f"not caught up after {_RETRIES} attempts")
@@ -262,12 +268,14 @@ class _Telling:
         self._held: tuple[ExitStack, int] | None = None
         self._thread = threading.get_ident()
         self.happened = self.copying = False
+        self.gulps = 0
 
     def announce(self, point: str) -> None:
         """For `Pipeline`."""
         nth = self._passed[point]
         self._passed.update((point, ""))
         self.copying |= point == "chunk-read"
+        self.gulps += point == "gulp-read"
         if self._held is not None:
             stack, left = self._held
             self._held = stack, left - 1

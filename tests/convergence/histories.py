@@ -9,6 +9,7 @@ from hypothesis.strategies import SearchStrategy
 
 from tests.convergence.schema import Schema
 from towline.pipeline import POINTS
+from towline.source.postgres.catch_up_stream import POINTS as CATCH_UP_POINTS
 
 #: How a transaction ends. 'held': it stays open, in a session of its own, until the loop has passed a few more points.
 ENDS = ("commit", "commit", "commit", "rollback", "prepare", "prepare, rollback", "not synchronous", "held")
@@ -86,7 +87,7 @@ def histories(schema: Schema) -> SearchStrategy[History]:
         st.sampled_from(ENDS),
         st.sampled_from((False, False, False, True)),
     )
-    points = st.sampled_from(POINTS)
+    points = st.sampled_from(POINTS + CATCH_UP_POINTS if schema.behind else POINTS)
     # A point may not be passed, if there is nothing to copy or no table has changed; of all of them a run passes many.
     kills = st.one_of(st.builds(Kill, st.just(""), st.integers(0, 12)), st.builds(Kill, points, st.integers(0, 1)))
     cuts = st.builds(Cut, st.sampled_from(("source", "hub")), st.booleans(), st.integers(0, 60_000))

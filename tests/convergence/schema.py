@@ -26,6 +26,7 @@ class Schema:
     between histories. ``max_rows``: how large pieces may be. ``changing``: operations change the tables, so that
     each history has databases of its own; ``{columns}`` in what is to be equal stands for the source's columns.
     ``more``: of the pipeline file. ``streamed``: transactions beyond 64 kB are sent while they are under way.
+    ``behind``: what is behind is read through SQL, in small gulps, before the stream goes on.
     ``refused``: the rows of the one table, with the key ``id``, that the target refuses, as a condition.
     """
 
@@ -43,6 +44,7 @@ class Schema:
     changing: bool = False
     more: str = ""
     streamed: bool = False
+    behind: bool = False
     refused: str = ""
 
 

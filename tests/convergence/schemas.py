@@ -107,6 +107,9 @@ STREAMED = replace(
     streamed=True,
 )
 
+#: Of what each run begins with, and of transactions meanwhile, large ones too.
+BEHIND = replace(STREAMED, name="a backlog read through SQL", plugins=KEYED.plugins, streamed=False, behind=True)
+
 _WRITTEN = (
     drawn("INSERT INTO party VALUES ({key}, {code}) ON CONFLICT DO NOTHING", key=KEYS, code=pick(CODES)),
     drawn("INSERT INTO sale VALUES ({key}, {party}, 'new') ON CONFLICT DO NOTHING", key=KEYS, party=KEYS),
@@ -349,5 +352,5 @@ REFUSED = Schema(
 
 SCHEMAS = {
     schema.name: schema
-    for schema in (KEYED, STREAMED, WHOLE, FAMILY, STRICT, COMPOSITE, PARTITIONED, SELECTED, REFUSED, CHANGING)
+    for schema in (KEYED, STREAMED, BEHIND, WHOLE, FAMILY, STRICT, COMPOSITE, PARTITIONED, SELECTED, REFUSED, CHANGING)
 }

@@ -58,3 +58,4 @@ def test_histories_converge(bench: Bench) -> None:
     assert bench.histories >= EXAMPLES[bench.plugin] and bench.transactions > 0
     assert bench.counted > 0 or bench.schema.changing or bench.plugin == "wal2json"  # so few may all be of one phase
     assert not bench.schema.streamed or bench.parts() > 0
+    assert not bench.schema.behind or bench.gulps > bench.histories

@@ -40,7 +40,7 @@ help:
 	@echo "make test-tryton  a whole ERP as source, with the daemon killed while it works; some minutes"
 	@echo "make faults     the fault matrix, about 40 minutes; writes docs/RELIABILITY.md (FAULTS_ARGS=\"--help\")"
 	@echo "make huge       ten million rows in one transaction: some minutes, and how much memory they take"
-	@echo "make soak       generated histories, the explored model and fuzzed decoders, about an hour (SOAK_ARGS=\"--help\")"
+	@echo "make soak       generated histories, the explored model and fuzzed decoders, less than half an hour (SOAK_ARGS=\"--help\")"
 	@echo "make bench      Towline and others, measured side by side, about 40 minutes; writes docs/PERFORMANCE.md (BENCH_ARGS=\"--help\")"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make lock       write the lock files anew"

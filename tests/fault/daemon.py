@@ -2,11 +2,12 @@
 
     python -m tests.fault.daemon PIPELINE.yaml [POINT COUNT]
     python -m tests.fault.daemon PIPELINE.yaml --strings [POINT COUNT]
-    python -m tests.fault.daemon PIPELINE.yaml --sips [POINT COUNT]
+    python -m tests.fault.daemon PIPELINE.yaml --sips|--drops …
 
 With a point, SIGKILL comes the COUNT-th time that the loop passes it: no handler runs, nothing is flushed. With
 ``--strings`` it is paused there instead, and can be moved in other ways (see `tests.fault.strings`). With ``--sips`` a
-backlog of a few megabytes is far behind, and read through SQL in small gulps.
+backlog of a few megabytes is far behind, and read through SQL in small gulps; with ``--drops`` one of some hundred
+kilobytes.
 """
 
 from __future__ import annotations
@@ -29,17 +30,21 @@ from towline.supervisor import run
 
 #: With these a test need not write hundreds of megabytes. A backlog of 20 is read in two gulps.
 SIPS = catch_up.Bounds(enter=1 << 20, leave=100_000, least=16 << 20, most=16 << 20, follow=1 << 30, again=1000)
+#: Nor hundreds of kilobytes more than its trial has anyway. A backlog of 800 is read in a dozen gulps.
+DROPS = catch_up.Bounds(enter=100_000, leave=20_000, least=64_000, most=64_000, follow=1 << 30, again=1 << 20)
+#: By option, what to read how; and how many bytes of pieces may wait for the consumer.
+BEHIND = {"--sips": (SIPS, 100_000), "--drops": (DROPS, 10_000)}
 
 
 def main(arguments: list[str]) -> int:
     """Run the pipeline file; returns the exit code."""
     path = Path(arguments[0])
+    for option in BEHIND.keys() & arguments:
+        arguments.remove(option)
+        catch_up.BOUNDS, backlog.AHEAD = BEHIND[option]
     if "--strings" in arguments:
         strings = pulled(*arguments[2:])
         return daemon(path, strings.announce)
-    if "--sips" in arguments:
-        arguments.remove("--sips")
-        catch_up.BOUNDS, backlog.AHEAD = SIPS, 100_000
     point, left = (arguments[1], int(arguments[2])) if len(arguments) > 1 else ("", 0)
     if point and point not in POINTS + CATCH_UP_POINTS:
         raise SystemExit(f"no such point: {point}")

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cell", action="append", default=[], metavar="FAULT[/PHASE[/PLUGIN]]", help="with wildcards")
     parser.add_argument("--seed", type=int, default=1, help="of the first run of each cell")
     parser.add_argument("--runs", type=int, default=1, help="of each cell, each with the next seed")
-    parser.add_argument("--workers", type=int, default=3, help="trials at a time, each with servers of its own")
+    parser.add_argument("--workers", type=int, default=4, help="trials at a time, each with servers of its own")
     parser.add_argument("--minutes", type=float, default=120.0, help="begin no trial later than that")
     parser.add_argument("--page", type=Path, help="write the page there")
     parser.add_argument(

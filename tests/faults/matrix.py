@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from tests.faults import (
+    of_backlogs,
     of_daemon,
     of_lines,
     of_pairs,
@@ -22,7 +23,7 @@ from tests.faults.phases import PLUGINS, Phase
 
 _ALL = (
     *(*of_daemon.FAULTS, *of_verify.FAULTS, *of_lines.FAULTS, *of_servers.FAULTS, *of_pairs.FAULTS),
-    *(*of_starts.FAULTS, *of_schemas.FAULTS, *of_rows.FAULTS, *of_standbys.FAULTS),
+    *(*of_backlogs.FAULTS, *of_starts.FAULTS, *of_schemas.FAULTS, *of_rows.FAULTS, *of_standbys.FAULTS),
 )
 _GROUPS = list(dict.fromkeys(fault.group for fault in _ALL))
 #: In the order of the page: group by group.
@@ -44,7 +45,7 @@ class Cell:
 
     def point(self, seed: int) -> str:
         """Where the fault strikes: the points of a phase take turns, from row to row and from seed to seed."""
-        points = self.phase.points
+        points = self.fault.points(self.phase)
         return points[(FAULTS.index(self.fault) + PLUGINS.index(self.plugin) + seed) % len(points)]
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tests.faults.fault import Fault
-from tests.faults.phases import PLUGINS, Phase
+from tests.faults.phases import Phase
 from tests.faults.trial import PATIENCE, Trial
 from tests.support.wire import STARTUP, Message, Trap, asks
 
@@ -21,6 +21,7 @@ BEGIN = Trap(True, lambda message: message.kind == "P" and b"\0BEGIN\0" in messa
 STATEMENT = Trap(True, lambda message: message.kind in "PB" and _of_route(message))
 ROWS = Trap(True, lambda message: message.kind == "d" and message.size > 100)
 COPIED = Trap(True, lambda message: message.kind == "c")
+QUERY = Trap(True, lambda message: message.kind == "Q" and message.head.startswith(b"COPY (SELECT"))
 CHUNK = Trap(False, lambda message: message.kind == "d" and not message.head.startswith((b"w", b"k")))
 COMMIT = Trap(True, lambda message: message.kind == "P" and b"\0COMMIT\0" in message.head)
 
@@ -118,10 +119,6 @@ def unreachable(side: str) -> Callable[[Trial], None]:
     return hit
 
 
-def _plugins(side: str) -> tuple[str, ...]:
-    return PLUGINS if side == "source" else PLUGINS[:1]
-
-
 def _only(*phases: Phase) -> Mapping[Phase, str]:
     """Empty in all other phases, since the message is not sent there."""
     return {phase: "a" for phase in Phase if phase not in phases}
@@ -131,20 +128,22 @@ S, T = GROUP["source"], GROUP["target"]
 LOST = {"message": "lost", "answer": "arrives, the answer is lost"}
 
 
-def _protocol(side: str, name: str, what: str, trap: Trap, **options: int) -> list[Fault]:
+def _protocol(
+    side: str, name: str, what: str, trap: Trap, *, empty: Mapping[Phase, str] | None = None, **options: int
+) -> list[Fault]:
     """A message of the client: lost, and its answer lost."""
+    none = empty or {}
     return [
-        Fault(
-            f"{side}-{name}-{lose}", GROUP[side], f"cut: {what} {how}", trapped(side, trap, lose, **options),
-            plugins=PLUGINS if name == "commit" else _plugins(side),
-        )
+        Fault(f"{side}-{name}-{lose}", GROUP[side], f"cut: {what} {how}", trapped(side, trap, lose, **options), none)
         for lose, how in LOST.items()
-    ]  # fmt: skip
+    ]
 
 
 FAULTS = (
     *_protocol("source", "startup", "startup message", STARTING, reconnect=True, spread=2),
     *_protocol("source", "start", "START_REPLICATION", REPLICATING, reconnect=True),
+    *_protocol("source", "query", "the query of a chunk", QUERY,
+               empty={**_only(Phase.SNAPSHOT), Phase.VERIFYING: "d"}),
     Fault("source-chunk", S, "cut: in the middle of a chunk's rows", trapped("source", CHUNK, "message"),
           _only(Phase.SNAPSHOT, Phase.VERIFYING)),
     Fault("source-data", S, "cut: in the middle of a row of the stream", trapped("source", DATA, "message", spread=5)),
@@ -153,30 +152,26 @@ FAULTS = (
     *_protocol("target", "startup", "startup message", STARTING, reconnect=True, spread=2),
     *_protocol("target", "begin", "BEGIN", BEGIN),
     *_protocol("target", "statement", "a statement on rows", STATEMENT, spread=2),
-    Fault("target-rows", T, "cut: in the middle of COPY", trapped("target", ROWS, "message"), plugins=PLUGINS[:1]),
-    Fault("target-copied", T, "cut: COPY is done, the answer is lost", trapped("target", COPIED, "answer"),
-          plugins=PLUGINS[:1]),
+    Fault("target-rows", T, "cut: in the middle of COPY", trapped("target", ROWS, "message")),
+    Fault("target-copied", T, "cut: COPY is done, the answer is lost", trapped("target", COPIED, "answer")),
     *_protocol("target", "commit", "COMMIT", COMMIT),
     *(
         fault
         for side, group in GROUP.items()
         for fault in (
-            Fault(f"{side}-reset", group, "reset at both ends", cut(side, client=True, server=True),
-                  plugins=_plugins(side)),
+            Fault(f"{side}-reset", group, "reset at both ends", cut(side, client=True, server=True)),
             Fault(f"{side}-half-open-server", group, "reset at the daemon; the server is not told",
-                  cut(side, client=True, server=False), plugins=_plugins(side)),
+                  cut(side, client=True, server=False)),
             Fault(f"{side}-half-open-client", group, "reset at the server; the daemon is not told, until it is",
-                  cut(side, client=False, server=True), plugins=_plugins(side)),
-            Fault(f"{side}-swallow", group, "swallows everything silently, then resets", swallow(side),
-                  plugins=_plugins(side)),
-            Fault(f"{side}-hold", group, "silent, then all arrives at once", hold(side), plugins=_plugins(side)),
+                  cut(side, client=False, server=True)),
+            Fault(f"{side}-swallow", group, "swallows everything silently, then resets", swallow(side)),
+            Fault(f"{side}-hold", group, "silent, then all arrives at once", hold(side)),
             Fault(f"{side}-hold-up", group, "silent towards the server, then all arrives at once",
-                  hold(side, down=False), plugins=PLUGINS[:1]),
+                  hold(side, down=False)),
             Fault(f"{side}-hold-down", group, "silent towards the daemon, then all arrives at once",
-                  hold(side, up=False), plugins=PLUGINS[:1]),
-            Fault(f"{side}-delay", group, "10 ms later each way, from then on", delay(side), plugins=_plugins(side)),
-            Fault(f"{side}-unreachable", group, "unreachable until the daemon has tried twice", unreachable(side),
-                  plugins=_plugins(side)),
+                  hold(side, up=False)),
+            Fault(f"{side}-delay", group, "10 ms later each way, from then on", delay(side)),
+            Fault(f"{side}-unreachable", group, "unreachable until the daemon has tried twice", unreachable(side)),
         )
     ),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.faults.fault import Fault
-from tests.faults.phases import PLUGINS, Phase
+from tests.faults.phases import Phase
 from tests.faults.trial import Trial
 from tests.support.pair import promote
 
@@ -22,5 +22,5 @@ def promoted(trial: Trial) -> None:
 
 FAULTS = (
     Fault("source-promoted", "The source", "the primary dies, a standby is promoted (`failover: true`)", promoted,
-          {Phase.SNAPSHOT: "f", Phase.VERIFYING: "f"}, plugins=PLUGINS[:1], other_plugins="g", standby=True),
+          {Phase.SNAPSHOT: "f", Phase.VERIFYING: "f"}, wal2json="g", standby=True),
 )  # fmt: skip

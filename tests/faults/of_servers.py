@@ -11,6 +11,7 @@ import psycopg
 
 from tests.faults.fault import Fault
 from tests.faults.of_lines import ROWS
+from tests.faults.of_rows import QUARANTINE, none_aside
 from tests.faults.phases import Phase
 from tests.faults.settings import setting
 from tests.faults.small_disk import small_disk
@@ -141,9 +142,13 @@ WAITING = "wait_event_type = 'Lock'"
 
 
 def blocked(trial: Trial, other: psycopg.Connection) -> int:
-    """Let the daemon run into a lock that the other session holds; the process id of the daemon's session."""
-    other.execute("LOCK TABLE towline.ledger IN EXCLUSIVE MODE")
+    """Let the daemon run into a lock that the other session holds; the process id of the daemon's session.
+
+    It waits with rows in hand, which could be set aside for that.
+    """
     trial.go()
+    other.execute("LOCK TABLE replica.journal IN EXCLUSIVE MODE")
+    trial.at("source", "INSERT INTO journal VALUES (2000000, 1)")
     return until(lambda: trial.sessions("target", WAITING), PATIENCE, trial.daemon.log)[0]
 
 
@@ -232,7 +237,6 @@ def crash(trial: Trial) -> None:
 
 
 WALSENDER = "backend_type = 'walsender'"
-ANY = ("pgoutput",)
 NOT_VERIFYING = {Phase.VERIFYING: "b"}
 
 FAULTS = (
@@ -249,17 +253,18 @@ FAULTS = (
     Fault("source-slot-lost", SOURCE,
           "the slot is lost (max_slot_wal_keep_size): halts (TL-322), then `towline resync`",
           without_slot("TL-322", lose_slot), NOT_VERIFYING),
-    Fault("target-restart", TARGET, "restarts (fast)", restart("target", signal.SIGINT, "fast"),
-          plugins=ANY),
+    Fault("target-restart", TARGET, "restarts (fast)", restart("target", signal.SIGINT, "fast")),
     Fault("target-crash", TARGET, "crashes (SIGKILL of all its processes), recovers", crash),
     Fault("target-copy", TARGET, "crashes in the middle of a COPY", restarted_within_copy),
-    Fault("target-terminate", TARGET, "ends all sessions of Towline", terminate("target"), plugins=ANY),
-    Fault("target-frozen", TARGET, "the session's process is stopped (SIGSTOP) while all is written", freeze("target"),
-          plugins=ANY),
-    Fault("target-read-only", TARGET, "turns read-only until the daemon has noticed", read_only, plugins=ANY),
-    Fault("target-disk-full", TARGET, "out of disk (1 MB tmpfs) until the daemon has noticed", disk_full,
-          NOT_VERIFYING, root=True, plugins=ANY, prepare=on_small_disk),
-    Fault("target-deadlock", TARGET, "deadlock with another writer", deadlock, NOT_VERIFYING, plugins=ANY),
-    Fault("target-cancel", TARGET, "cancels the daemon's statement, three times", cancel, NOT_VERIFYING, plugins=ANY),
-    Fault("target-slow", TARGET, "3 ms more for each row of a table", slow, plugins=ANY),
+    Fault("target-terminate", TARGET, "ends all sessions of Towline", terminate("target")),
+    Fault("target-frozen", TARGET, "the session's process is stopped (SIGSTOP) while all is written", freeze("target")),
+    Fault("target-read-only", TARGET, "turns read-only until the daemon has noticed: none is set aside",
+          none_aside(read_only), options=QUARANTINE),
+    Fault("target-disk-full", TARGET, "out of disk (1 MB tmpfs) until the daemon has noticed: none is set aside",
+          none_aside(disk_full), NOT_VERIFYING, options=QUARANTINE, root=True, prepare=on_small_disk),
+    Fault("target-deadlock", TARGET, "deadlock with another writer: none is set aside", none_aside(deadlock),
+          NOT_VERIFYING, options=QUARANTINE),
+    Fault("target-cancel", TARGET, "cancels the daemon's statement, three times: none is set aside",
+          none_aside(cancel), NOT_VERIFYING, options=QUARANTINE),
+    Fault("target-slow", TARGET, "3 ms more for each row of a table", slow),
 )  # fmt: skip

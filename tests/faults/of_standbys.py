@@ -7,7 +7,6 @@ from collections.abc import Callable
 import psycopg
 
 from tests.faults.fault import Fault
-from tests.faults.phases import PLUGINS
 from tests.faults.settings import setting
 from tests.faults.trial import Trial
 from tests.support.pair import promote
@@ -69,7 +68,7 @@ def promoted(trial: Trial) -> None:
 
 
 def _fault(name: str, title: str, hit: Callable[[Trial], None]) -> Fault:
-    return Fault(name, GROUP, title, hit, plugins=PLUGINS[:1], other_plugins="k", from_standby=True)
+    return Fault(name, GROUP, title, hit, wal2json="k", from_standby=True)
 
 
 FAULTS = (

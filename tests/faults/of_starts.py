@@ -112,7 +112,7 @@ FAULTS = (
     Fault("slot-ahead", GROUP, "somebody else reads from the slot: halts (TL-307), then `towline resync`", ahead,
           _NOT_VERIFYING),
     Fault("publication", GROUP, "a table is taken out of the publication: halts (TL-330), then `apply` and `resync`",
-          unpublished, _NOT_VERIFYING, plugins=PLUGINS[:1], other_plugins="h"),
+          unpublished, _NOT_VERIFYING, wal2json="h"),
     Fault("resync-killed", GROUP, "slot dropped, `towline resync` killed midway and run again, then its copying killed",
           resync_killed, _NOT_VERIFYING),
 )  # fmt: skip

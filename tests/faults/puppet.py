@@ -38,9 +38,14 @@ def _become(module: str, arguments: list[str], log: str, *pipes: Any) -> None:
 
 
 class Puppet:
-    """``module`` run on a pipeline file; ``pause``: the point to wait at first, and at which passing of it."""
+    """``module`` run on a pipeline file; ``pause``: the point to wait at first, and at which passing of it.
 
-    def __init__(self, module: str, config: Path, log: Path, pause: tuple[str, int] | None = None) -> None:
+    ``options``: more arguments of the module's.
+    """
+
+    def __init__(
+        self, module: str, config: Path, log: Path, pause: tuple[str, int] | None = None, *options: str
+    ) -> None:
         self._log = log
         at = [pause[0], str(pause[1])] if pause is not None else []
         log.touch()
@@ -48,7 +53,7 @@ class Puppet:
         heard, said = os.pipe()
         self.process = _forking.Process(
             target=_become,
-            args=(module, [str(config), "--strings", *at], str(log), DupFd(told), DupFd(said)),
+            args=(module, [str(config), *options, "--strings", *at], str(log), DupFd(told), DupFd(said)),
             daemon=True,
         )
         self.process.start()

@@ -134,6 +134,7 @@ def tried(bench: Bench, directory: Path, cell: Cell, seed: int, watch: Watch = l
             options=fault.options,
             standby=fault.standby,
             from_standby=fault.from_standby,
+            far_behind=fault.far_behind,
             small_spool=fault.small_spool,
             prepare=fault.prepare,
         )

@@ -16,6 +16,7 @@ from tests.faults import runner
 from tests.faults.bench import Bench
 from tests.faults.fault import REASONS
 from tests.faults.matrix import FAULTS, Cell, cells
+from tests.faults.of_rows import QUARANTINE, none_aside, refuse
 from tests.faults.page import SOAK, Run, expected, not_run, page, soak_of
 from tests.faults.phases import PLUGINS, Phase
 from tests.faults.results import CHANGED, Kept, Result, commit_of
@@ -56,12 +57,35 @@ def test_it_can_tell_of_verify(bench: Bench, tmp_path: Path) -> None:
         Trial(bench, tmp_path, Phase.VERIFYING, "pgoutput", "1").run(hit)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["kill/snapshot/wal2json", "target-commit-answer/committing/pgoutput", "column-dropped/verifying/pgoutput"],
-)
+def test_a_backlog_that_is_streamed_is_found_out(bench: Bench, tmp_path: Path) -> None:
+    """A trial that is to be far behind fails when the daemon reads from the stream all the same."""
+
+    def stream(trial: Trial) -> None:
+        trial.edit("plugin:", 'catch_up: "off", plugin:')
+
+    trial = Trial(bench, tmp_path, Phase.STREAMING, "pgoutput", "1", far_behind=True, prepare=stream)
+    with pytest.raises(AssertionError, match="does not read through SQL"):
+        trial.run(Trial.over)
+
+
+def test_a_row_that_is_set_aside_is_found_out(bench: Bench, tmp_path: Path) -> None:
+    """A trial of a fault that is none of the rows' fails when one was set aside."""
+    trial = Trial(bench, tmp_path, Phase.STREAMING, "pgoutput", "1", options=QUARANTINE)
+    with pytest.raises(AssertionError, match=r"filled by an outage: .*23514"):
+        trial.run(none_aside(lambda trial: refuse(trial, "NEW.id % 10 = 3")))
+
+
+SAMPLE = [
+    "kill/snapshot/wal2json",
+    "target-commit-answer/committing/pgoutput",
+    "behind-cut/applying/wal2json",
+    "column-dropped/verifying/pgoutput",
+]
+
+
+@pytest.mark.parametrize("name", SAMPLE)
 def test_some_cells(name: str, bench: Bench, tmp_path: Path) -> None:
-    """What `make faults` does, for some cells."""
+    """What `make faults` does, for a few cells."""
     (cell,) = cells([name])
     result = tried(bench, tmp_path, cell, seed=1)
     assert result.right, f"{result.failure}; {result.replay}"
@@ -107,7 +131,8 @@ def test_one_run_strikes_at_every_point(seed: int) -> None:
 def test_seeds_of_a_cell_go_through_its_points() -> None:
     """With as many runs as there are points a cell has been struck at each."""
     for cell in cells():
-        assert {cell.point(seed) for seed in range(5, 5 + len(cell.phase.points))} == set(cell.phase.points)
+        points = cell.fault.points(cell.phase)
+        assert {cell.point(seed) for seed in range(5, 5 + len(points))} == set(points)
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ class Trial:
 
     ``seed``: all that is drawn comes from it. ``point``: where the fault strikes, one of the phase's; ``passings``: at
     one of how many passings of it (0: of all that there are for certain). ``standby``: the source has one, with a copy
-    of the slot; ``from_standby``: the daemon reads from one, and the slot is there.
+    of the slot; ``from_standby``: the daemon reads from one, and the slot is there. ``far_behind``: a few hundred
+    kilobytes of log are far behind for the daemons, and there are more when it strikes.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Trial:
         options: str = "",
         standby: bool = False,
         from_standby: bool = False,
+        far_behind: bool = False,
         small_spool: bool = False,
         prepare: Callable[[Trial], None] | None = None,
     ) -> None:
@@ -85,6 +87,7 @@ class Trial:
         self._options = options
         self._standby = standby
         self._from_standby = from_standby
+        self._far_behind = far_behind
         self._prepare = prepare
         self.pair: tuple[Server, ...] = ()
         self.source = self.hub = ""  # dsns
@@ -93,7 +96,8 @@ class Trial:
         self.plugin = plugin
         self.random = random.Random(f"fault {seed}")
         self.point = point or phase.points[0]
-        self.passing = self.random.randint(1, passings or _PASSINGS[self.point])
+        first = far_behind and phase is Phase.SNAPSHOT  # all of the backlog comes with the first chunk
+        self.passing = 1 if first else self.random.randint(1, passings or _PASSINGS[self.point])
         self.stack = ExitStack()
         self.puppets: list[Puppet] = []
         self.verifier: Puppet | None = None
@@ -104,7 +108,8 @@ class Trial:
         self._since: Mark | None = None
         self._over: tuple[float, int] | None = None
         self._seconds = 0.0
-        self._entries = 0
+        self._entries = self._backlogs = 0
+        self._checks: list[Callable[[Trial], None]] = []
         self._resynced = False
         self.verified = True
         self.over_and_done = False
@@ -135,7 +140,7 @@ class Trial:
         """Start a daemon."""
         assert not self._abandoned, "the trial was abandoned"
         log = self.directory / f"daemon-{len(self.puppets)}.log"
-        self.puppets.append(Puppet(DAEMON, self.path, log, pause))
+        self.puppets.append(Puppet(DAEMON, self.path, log, pause, *(["--drops"] if self._far_behind else [])))
         return self.daemon
 
     def kill(self) -> None:
@@ -161,6 +166,15 @@ class Trial:
         self.at("source", "INSERT INTO journal VALUES (%s, 0)", -self._entries)
         flushed = self.at("source", "SELECT pg_current_wal_flush_lsn()")
         self._over = (time.monotonic(), parse_lsn(str(flushed[0][0])))
+
+    def at_rest(self, check: Callable[[Trial], None]) -> None:
+        """Have that checked at the end, when all has come to rest."""
+        self._checks.append(check)
+
+    def fall_behind(self) -> None:
+        """Have the source write some hundreds of kilobytes."""
+        self._backlogs += 1
+        self.at("source", workload.backlog(self._backlogs))
 
     def at(self, side: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Run a statement at the source or the target; its rows, if it has any."""
@@ -323,13 +337,17 @@ class Trial:
             "pipeline: matrix\n"
             f'source: {{kind: postgres, dsn: "{source}", {named}}}\n'
             f'target: {{kind: postgres, dsn: "{target}"}}\n'
-            "batch: {max_rows: 220}\nsnapshot: {chunk_rows: 250}\ncheckpoint_seconds: 0.5\nweb: {port: 0}\n"
+            f"batch: {{max_rows: {40 if self._far_behind else 220}}}\n"
+            "snapshot: {chunk_rows: 250}\ncheckpoint_seconds: 0.5\nweb: {port: 0}\n"
             f"defaults: {{{self._options}}}\nlog: {{level: debug}}\n{spool}{workload.ROUTES}"
         )
 
     def _reach(self) -> None:
         """Bring the pipeline to the phase: someone waits at the point then, and half of the work is on its way."""
         at = (self.point, self.passing)
+        if self._far_behind:
+            self._reach_behind(at)
+            return
         if self.phase is Phase.SNAPSHOT:
             self.start(at)
             self._writer.start()
@@ -350,6 +368,22 @@ class Trial:
         self.daemon.pause_at(*at)
         self._writer.start()
         self.daemon.await_paused(PATIENCE)
+
+    def _reach_behind(self, at: tuple[str, int]) -> None:
+        """The same, with a daemon that is started when half of the work, and more, has been written."""
+        if self.phase is not Phase.SNAPSHOT:
+            self.start()
+            self.await_rest()
+            self._since = self._mark()
+            self.daemon.stop()
+        self._writer.start()
+        until(lambda: self._writer.half_written, PATIENCE)
+        self.fall_behind()
+        self.start(at)
+        self.daemon.await_paused(PATIENCE)
+        assert self.daemon.logged("event=catching_up"), f"it does not read through SQL: {self.daemon.log()}"
+        assert not self.daemon.logged("event=caught_up"), f"it streams again already: {self.daemon.log()}"
+        self.at_rest(lambda trial: trial.daemon.await_logged("event=caught_up", timeout=PATIENCE))
 
     def await_rest(self) -> None:
         """Wait until every table is copied (and swept), and all that the source has is durable at the target."""
@@ -402,6 +436,8 @@ class Trial:
 
     def _take_stock(self) -> Account:
         self.await_rest()
+        for check in self._checks:
+            check(self)
         self._await_sums()
         for puppet in self.puppets:
             if puppet.alive:

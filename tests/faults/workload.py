@@ -224,6 +224,19 @@ def transactions(seed: str, count: int) -> list[list[Statement]]:
     return [model.large() if number in large else model.transaction() for number in range(count)]
 
 
+def backlog(number: int) -> str:
+    """A statement that writes some hundreds of kilobytes of log, in transactions of a few rows; new ones each time."""
+    return f"""
+DO $$ BEGIN
+  FOR n IN 1..120 LOOP
+    UPDATE item SET note = repeat(md5(n::text), 200), version = version + 1 WHERE id = n;
+    INSERT INTO journal SELECT {3_000_000 + number * 1000} + n * 3 + m, n FROM generate_series(0, 2) m;
+    COMMIT;
+  END LOOP;
+END $$
+"""
+
+
 class Writer:
     """Runs the transactions in a thread: the first half at once, the second when `resume` is called.
 
@@ -242,6 +255,11 @@ class Writer:
     def start(self) -> None:
         """Write the first half."""
         self._thread.start()
+
+    @property
+    def half_written(self) -> bool:
+        """Whether the first half is."""
+        return self.written >= len(self._transactions) // 2
 
     def resume(self) -> None:
         """Write the second half too."""

@@ -14,7 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 #: More are not kept; the one that was used longest ago is closed.
-MOST = 8
+MOST = 24
 
 _kept: OrderedDict[str, psycopg.Connection[Any]] = OrderedDict()
 

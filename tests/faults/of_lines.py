@@ -17,20 +17,18 @@ REPLICATING = Trap(True, lambda message: message.kind == "Q" and message.head.st
 DATA = Trap(False, lambda message: message.kind == "d" and message.head.startswith(b"w"))
 KEEPALIVE = Trap(False, lambda message: message.kind == "d" and message.head.startswith(b"k"))
 STATUS = Trap(True, lambda message: message.kind == "d" and message.head.startswith(b"r"))
-BEGIN = Trap(True, lambda message: message.kind == "P" and b"\0BEGIN\0" in message.head)
+BEGIN = Trap(True, lambda message: message.kind in "PB" and message.query.startswith(b"BEGIN\0"))
 STATEMENT = Trap(True, lambda message: message.kind in "PB" and _of_route(message))
 ROWS = Trap(True, lambda message: message.kind == "d" and message.size > 100)
 COPIED = Trap(True, lambda message: message.kind == "c")
 QUERY = Trap(True, lambda message: message.kind == "Q" and message.head.startswith(b"COPY (SELECT"))
 CHUNK = Trap(False, lambda message: message.kind == "d" and not message.head.startswith((b"w", b"k")))
-COMMIT = Trap(True, lambda message: message.kind == "P" and b"\0COMMIT\0" in message.head)
+COMMIT = Trap(True, lambda message: message.kind in "PB" and message.query.startswith(b"COMMIT\0"))
 
 
 def _of_route(message: Message) -> bool:
-    """A statement on a table that is filled, be it a copied or a selected one; or one that was prepared before."""
-    if message.kind == "B":
-        return b"\0towline_" in message.head
-    return b"replica" in message.head or b"open_sale" in message.head or b"towline_stage" in message.head
+    """A statement on a table that is filled, be it a copied or a selected one."""
+    return b"replica" in message.query or b"open_sale" in message.query or message.query.startswith(b"WITH produced")
 
 
 def trapped(side: str, trap: Trap, lose: str, *, reconnect: int = False, spread: int = 0) -> Callable[[Trial], None]:

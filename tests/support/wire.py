@@ -18,11 +18,15 @@ STARTUP = ""
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """``kind``: its letter, or STARTUP. ``head``: the first bytes of its body. ``size``: all of it, in bytes."""
+    """``kind``: its letter, or STARTUP. ``head``: the first bytes of its body. ``size``: all of it, in bytes.
+
+    ``query``: how the statement begins that it sends, prepares, or runs where it was prepared under a name before.
+    """
 
     kind: str
     head: bytes
     size: int
+    query: bytes = b""
 
 
 class Messages:
@@ -35,6 +39,7 @@ class Messages:
         self._size = 0  # of the message under way, without its header; the header is whole then
         self._left = 0
         self._whole = False
+        self._prepared: dict[bytes, bytes] = {}
         self.raw = 0  # bytes to come that are no message
 
     def feed(self, data: bytes) -> list[tuple[int, int, Message]]:
@@ -78,7 +83,18 @@ class Messages:
 
     def _message(self) -> Message:
         kind = STARTUP if self._startup else chr(self._header[0])
-        return Message(kind, self._head, self._size + len(self._header))
+        return Message(kind, self._head, self._size + len(self._header), self._query(kind))
+
+    def _query(self, kind: str) -> bytes:
+        if kind == "P":
+            name, _, query = self._head.partition(b"\0")
+            self._prepared[name] = query
+            return query
+        if kind == "B":
+            _, _, rest = self._head.partition(b"\0")
+            name = rest.partition(b"\0")[0]
+            return self._prepared.get(name, b"") if name else b""
+        return self._head if kind == "Q" else b""
 
     def _end(self) -> None:
         if self._startup and not asks(self._message()):

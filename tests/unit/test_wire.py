@@ -57,3 +57,12 @@ def test_of_the_server(cuts: list[int]) -> None:
     messages.raw = 1
     seen = found(messages, b"N" + message(b"R", b"\0\0\0\0") + message(b"Z", b"I"), cuts)
     assert [each.kind for each, _ in seen] == ["R", "Z"]
+
+
+@given(CUTS)
+def test_what_is_run(cuts: list[int]) -> None:
+    """The statement that a message sends or prepares, and the one that it runs by the name it was prepared under."""
+    bodies = [(b"P", b"one\0BEGIN\0\0\0"), (b"B", b"\0one\0\0\0"), (b"P", b"\0COMMIT\0\0\0"), (b"B", b"\0\0\0\0")]
+    sent = message(b"", b"\0\3\0\0user\0me\0\0") + b"".join(message(*each) for each in [*bodies, (b"Q", b"SELECT\0")])
+    queries = [each.query.partition(b"\0")[0] for each, _ in found(Messages(up=True), sent, cuts)]
+    assert queries == [b"", b"BEGIN", b"BEGIN", b"COMMIT", b"", b"SELECT"]

@@ -8,8 +8,8 @@ restart position follows. The first gulp is small, so that the target soon has s
 position stays, each next one is longer than what is decoded again for it.
 
 A transaction that is larger than a gulp yields nothing until its end is read, and would be decoded again for each gulp
-on the way. So a gulp that yields nothing is the last: the stream brings such a transaction while it is under way, and
-passes over what is not routed as cheaply.
+on the way. So a stretch of log that yields nothing is the last: the stream brings such a transaction while it is under
+way, and passes over what is not routed as cheaply.
 
 Sizes are bytes of the source's log; times are seconds of any one steady clock.
 """
@@ -25,8 +25,8 @@ class Bounds:
 
     ``follow``: it begins only if the restart position is not further behind than that, and ends when it is more than
     `RESTART_LEFT` times as far. ``again``: nor does it begin if what is decoded again is more than so many times the
-    backlog. ``confirm``: how far the slot itself may stand behind what is durable; moving it takes the source a pass
-    over the log from the restart position on.
+    backlog. ``barren``: it ends when as much of the log has yielded nothing. ``confirm``: how far the slot itself may
+    stand behind what is durable; moving it takes the source a pass over the log from the restart position on.
     """
 
     enter: int = 64 << 20
@@ -35,6 +35,7 @@ class Bounds:
     most: int = 512 << 20
     follow: int = 256 << 20
     again: int = 1
+    barren: int = 16 << 20
     confirm: int = 256 << 20
 
 
@@ -49,8 +50,8 @@ RESTART_LEFT = 4
 #: After the source has refused it, and after so many attempts that failed within it without getting anywhere, it is
 #: tried again after so many seconds.
 FAILURES, AGAIN_AFTER = 2, 600.0
-#: After a gulp that yielded nothing.
-EMPTY_AFTER = 10.0
+#: After log that yielded nothing.
+BARREN_AFTER = 10.0
 
 
 def possible(server_version: int) -> bool:
@@ -94,9 +95,12 @@ class CatchUp:
         """A gulp was read."""
         self._failures = 0
 
-    def empty(self, now: float) -> None:
-        """It has yielded nothing: what follows is left to the stream for a while."""
-        self._not_before = max(self._not_before, now + EMPTY_AFTER)
+    def barren(self, now: float, size: int) -> bool:
+        """Whether so much log that has yielded nothing is enough: then what follows is the stream's for a while."""
+        enough = size >= self._bounds.barren
+        if enough:
+            self._not_before = max(self._not_before, now + BARREN_AFTER)
+        return enough
 
     def refused(self, now: float) -> None:
         """The source does not let us."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from towline.catch_up import AGAIN_AFTER, EMPTY_AFTER, FAILURES, Bounds, CatchUp, possible
+from towline.catch_up import AGAIN_AFTER, BARREN_AFTER, FAILURES, Bounds, CatchUp, possible
 
 BOUNDS = Bounds(enter=1000, leave=100, least=200, most=800, follow=500)
 
@@ -78,13 +78,15 @@ def test_a_refusal_is_believed_for_a_while() -> None:
 
 def test_what_yields_nothing_is_left_to_the_stream() -> None:
     """For a while, which takes nothing away from a refusal."""
-    catch_up = CatchUp(BOUNDS)
-    catch_up.empty(50.0)
-    assert not catch_up.enter(49.0 + EMPTY_AFTER, 9_000, 0, 0)
-    assert catch_up.enter(50.0 + EMPTY_AFTER, 9_000, 0, 0)
+    catch_up = CatchUp(Bounds(enter=1000, barren=300))
+    assert not catch_up.barren(50.0, 299)
+    assert catch_up.enter(50.0, 9_000, 0, 0)
+    assert catch_up.barren(50.0, 300)
+    assert not catch_up.enter(49.0 + BARREN_AFTER, 9_000, 0, 0)
+    assert catch_up.enter(50.0 + BARREN_AFTER, 9_000, 0, 0)
     catch_up.refused(60.0)
-    catch_up.empty(61.0)
-    assert not catch_up.enter(61.0 + EMPTY_AFTER, 9_000, 0, 0)
+    assert catch_up.barren(61.0, 300)
+    assert not catch_up.enter(61.0 + BARREN_AFTER, 9_000, 0, 0)
 
 
 def test_the_slot_is_moved_now_and_then() -> None:

@@ -190,7 +190,7 @@ class Backlog:
         self._advance(session)
         session.copy()
         restart = session.copied().restart
-        position = self._handover.told
+        position = yielded = self._handover.told
         upto = self._decision.gulp(session.end(), position, restart)
         while upto:
             self._gulp(session, upto)
@@ -202,8 +202,9 @@ class Backlog:
             self.gulps += 1
             self._advance(session)
             upto = self._decision.gulp(session.end(), position, restart)
-            if upto and not self._yielded:
-                self._decision.empty(time.monotonic())
+            if self._yielded:
+                yielded = position
+            elif upto and self._decision.barren(time.monotonic(), position - yielded):
                 self.left = True
                 return
 

@@ -7,9 +7,9 @@ position, which stays where the oldest transaction began that was under way when
 restart position follows. The first gulp is small, so that the target soon has something to do; while the restart
 position stays, each next one is longer than what is decoded again for it.
 
-A transaction that is larger than a gulp yields nothing until its end is read, and would be decoded again for each gulp
-on the way. So a stretch of log that yields nothing is the last: the stream brings such a transaction while it is under
-way, and passes over what is not routed as cheaply.
+A transaction that is larger than a gulp yields nothing until its end is read, and is decoded again for each gulp on the
+way. So where the stream brings such a transaction while it is under way, a stretch of log that yields nothing is the
+last; what is not routed the stream passes over as cheaply.
 
 Sizes are bytes of the source's log; times are seconds of any one steady clock.
 """
@@ -25,7 +25,8 @@ class Bounds:
 
     ``follow``: it begins only if the restart position is not further behind than that, and ends when it is more than
     `RESTART_LEFT` times as far. ``again``: nor does it begin if what is decoded again is more than so many times the
-    backlog. ``barren``: it ends when as much of the log has yielded nothing. ``confirm``: how far the slot itself may
+    backlog. ``barren``: it ends when as much of the log has yielded nothing, if the stream has large transactions sent
+    while they are under way. ``confirm``: how far the slot itself may
     stand behind what is durable; moving it takes the source a pass over the log from the restart position on.
     """
 

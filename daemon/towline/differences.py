@@ -214,7 +214,7 @@ class Operations:
             return
         changes = sum(route.log or 0 for route in self.routes)
         span = f"{format_lsn(self.begin)} to {format_lsn(self.end)}"
-        yield f"operations {_SAID.get(self.state, self.state)}: the log has {changes:,} changes from {span}"
+        yield f"operations {_SAID.get(self.state, self.state)}: the log has {changes:,} changes of routes from {span}"
         for route in self.routes:
             if route.state is Keys.DIFFER:
                 few = f"{route.log:,} and {route.ledger:,}" if route.log != route.ledger else "as many, but other ones"

@@ -28,6 +28,8 @@ class TowlineError(Exception):
     action: ClassVar[Action] = Action.STOP
     remedy: ClassVar[str] = "Report it with the log of the last minute; the data are as of the last checkpoint."
 
+    #: Nothing ends with it: `towline verify` reports it, and has an exit code of its own for what it finds.
+    reported: ClassVar[bool] = False
     #: It was logged already, as the last event of a daemon.
     told = False
 
@@ -678,6 +680,7 @@ class ChecksumDiffers(TowlineError):
     """The source keys of a route are not those that its ledger adds up to: changes were lost, or counted twice."""
 
     code = "TL-603"
+    reported = True
     remedy = (
         "`towline verify` compares the rows as well, and `--repair` mends them; it also has the checksum begin anew. "
         "Report it with what `towline ledger` prints: the ledger and the rows are written in the same transactions."
@@ -688,6 +691,7 @@ class OperationsDiffer(TowlineError):
     """The changes that a route's ledger notes are not those of the source's log: some were lost, or counted twice."""
 
     code = "TL-604"
+    reported = True
     remedy = (
         "`towline verify` compares the rows as well, and `--repair` mends them. Unless somebody wrote to the ledger or "
         "moved the checkpoint, report it with what `towline ledger --json` prints."

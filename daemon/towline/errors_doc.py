@@ -30,7 +30,7 @@ columns, routes, positions and SQLSTATEs. They never hold values of rows or secr
 | refuses | does not start; on SIGHUP keeps the configuration that it has | ends | 2 |
 | stops | stops: going on would guess | ends | 3 |
 
-Exit code 0 is success; 4 is for `towline verify` alone: it worked, and rows differ.
+Exit code 0 is success; 4 is for `towline verify` alone: it worked, and rows, a checksum or operations differ.
 """
 
 _FAMILIES = {
@@ -71,9 +71,12 @@ def render() -> str:
 
 def _section(error: type[TowlineError]) -> str:
     cause = " ".join(inspect.cleandoc(error.__doc__ or "").split())
+    does, exit_code = (
+        (_DOES[error.action], int(error.action)) if not error.reported else ("`towline verify` reports it", 4)
+    )
     return (
         f"\n### {error.code} {_title(error.__name__)}\n\n{cause}\n\n"
-        f"- **{_DOES[error.action]}**; exit code {int(error.action)}.\n- **What to do:** {error.remedy}\n"
+        f"- **{does}**; exit code {exit_code}.\n- **What to do:** {error.remedy}\n"
     )
 
 

@@ -59,7 +59,7 @@ class LogReader:
         self._decision = decision
         self._metrics = metrics
         self._announce = announce
-        self._partitioned = False
+        self._partitioned = self._streamed = False
         self._line = SilentLine(SILENCE, UNASKED)
         self._at_work: bool | None = None
         self._stream: PostgresStream | CatchUpStream | None = None
@@ -131,6 +131,8 @@ class LogReader:
 
     def _open_stream(self, start: int, durable: int, *, publication_checked: bool) -> PostgresStream:
         config = self._config
+        spool = self._spool()
+        self._streamed = spool is not None
         return PostgresStream(
             config.source.dsn.get_secret_value(),
             slot=config.source.slot,
@@ -142,7 +144,7 @@ class LogReader:
             max_bytes=config.batch.max_bytes,
             resolve=self._tables.root_of,
             application_name=self._name,
-            spool=self._spool(),
+            spool=spool,
             server=self._identity,
             acknowledged=durable,
             publication_checked=publication_checked,
@@ -169,6 +171,7 @@ class LogReader:
             acknowledged=durable,
             decision=self._decision,
             partitioned=self._partitioned,
+            streamed=self._streamed,
         )
 
     # ---- what is told ----------------------------------------------------------------------------------------

@@ -39,20 +39,23 @@ def verify(
     ``timeout``: how long the target may take to reach a position (seconds). Raises NotSetUp, SourceReplaced,
     VerifyUnsettled, and what the two ends raise.
     """
-    report = _verify(prepared, routes, repair=repair, timeout=timeout)
+    report = _verify(prepared, routes, repair=repair, timeout=timeout, operations=True)
     for _ in range(ATTEMPTS - 1):
         again = [route.route for route in report.routes if route.again]
         if not again:
             break
         try:
             with prepare(prepared.config, applied=True) as afresh:
-                report = report.amended(_verify(afresh, again, repair=repair, timeout=timeout))
+                later = _verify(afresh, again, repair=repair, timeout=timeout, operations=False)
+                report = report.amended(later)
         except RoutesRefused:  # a route no longer holds, which the daemon halts for
             break
     return report
 
 
-def _verify(prepared: Prepared, routes: Collection[str] | None, *, repair: bool, timeout: float) -> Report:
+def _verify(
+    prepared: Prepared, routes: Collection[str] | None, *, repair: bool, timeout: float, operations: bool
+) -> Report:
     config = prepared.config
     source_dsn = config.source.dsn.get_secret_value()
     relations = {relation.name: relation for relation in prepared.relations}
@@ -83,10 +86,11 @@ def _verify(prepared: Prepared, routes: Collection[str] | None, *, repair: bool,
                 )
             )
         )
-        operations = stack.enter_context(
+        verifier = stack.enter_context(
             closing(OperationsVerifier(lambda: keep_log(config, tables, chosen), session, chosen))
         )
-        operations.begin()
+        if operations:
+            verifier.begin()
         report = verify_routes(
             tables,
             session,
@@ -96,7 +100,7 @@ def _verify(prepared: Prepared, routes: Collection[str] | None, *, repair: bool,
             repair=repair,
             timeout=timeout,
         )
-        return replace(report, operations=operations.end())
+        return replace(report, operations=verifier.end()) if operations else report
 
 
 def keep_log(

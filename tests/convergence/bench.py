@@ -37,7 +37,7 @@ SELECT stream_count FROM pg_stat_replication_slots WHERE slot_name = %s
 """
 #: How a backlog is read of a schema that is to be behind: whatever there is of it, which a transaction of a few hundred
 #: rows makes several gulps of.
-SIPS = Bounds(enter=1, leave=1, least=50_000, most=50_000, follow=1 << 30, again=1 << 20)
+SIPS = Bounds(enter=1, leave=1, least=50_000, most=50_000, follow=1 << 30, again=1 << 20, confirm=1)
 _RETRIES = 20
 _HELD_FOR = 3
 

@@ -29,9 +29,13 @@ from towline.source.postgres.catch_up_stream import POINTS as CATCH_UP_POINTS
 from towline.supervisor import run
 
 #: With these a test need not write hundreds of megabytes. A backlog of 20 is read in two gulps.
-SIPS = catch_up.Bounds(enter=1 << 20, leave=100_000, least=16 << 20, most=16 << 20, follow=1 << 30, again=1000)
+SIPS = catch_up.Bounds(
+    enter=1 << 20, leave=100_000, least=16 << 20, most=16 << 20, follow=1 << 30, again=1000, confirm=1 << 20
+)
 #: Nor hundreds of kilobytes more than its trial has anyway. A backlog of 800 is read in a dozen gulps.
-DROPS = catch_up.Bounds(enter=100_000, leave=20_000, least=64_000, most=64_000, follow=1 << 30, again=1 << 20)
+DROPS = catch_up.Bounds(
+    enter=100_000, leave=20_000, least=64_000, most=64_000, follow=1 << 30, again=1 << 20, confirm=64_000
+)
 #: By option, what to read how; and how many bytes of pieces may wait for the consumer.
 BEHIND = {"--sips": (SIPS, 100_000), "--drops": (DROPS, 10_000)}
 

@@ -46,14 +46,14 @@ WAYS = [
     ("pg18", "pgoutput", "catching-up"),
 ]
 #: Every backlog is read through SQL, to its end.
-EAGER = Bounds(enter=1, leave=1)
+EAGER = Bounds(enter=1, leave=1, confirm=1)
 AnyStream = PostgresStream | CatchUpStream
 I, U, D = INSERT, UPDATE, DELETE  # noqa: E741
 
 
 @dataclass
 class Settings:
-    """What both ways of reading are told."""
+    """What both ways of reading are told. ``streamed``: as in a backlog."""
 
     dsn: str
     slot: str
@@ -63,6 +63,7 @@ class Settings:
     max_rows: int
     max_bytes: int
     resolve: Callable[[TableName], TableName | None] | None
+    streamed: bool = False
 
     def stream(self, start: int, durable: int, spool: Spool | None = None) -> PostgresStream:
         """The replication stream."""
@@ -96,6 +97,7 @@ class Settings:
             resolve=self.resolve,
             decision=decision,
             partitioned=any(relation.table.partitions for relation in self.relations),
+            streamed=self.streamed,
         )
 
 

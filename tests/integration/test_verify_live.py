@@ -18,6 +18,7 @@ from towline import plan
 from towline.demo.server import Server
 from towline.differences import Report
 from towline.errors import VerifyUnsettled
+from towline.source.postgres import pending
 from towline.verify import verify
 
 
@@ -113,3 +114,41 @@ def test_without_a_daemon_the_slot_tells(
     assert (report.missing, report.extra, report.different) == (1, 0, 1)
     assert line.verify(repair=True).exit_code == 0
     assert line.same("item", "replica.item") == 51
+
+
+@pytest.mark.parametrize(
+    ("server", "plugin"),
+    [("pg18", "pgoutput"), pytest.param("pg15", "wal2json", marks=pytest.mark.debian)],
+)
+def test_a_slot_far_behind_what_was_applied(
+    request: pytest.FixtureRequest,
+    hub18: Server,
+    new_database: NewDatabase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server: str,
+    plugin: str,
+) -> None:
+    """As a daemon leaves it that is stopped while it catches up: what is pending comes after all that was applied."""
+    monkeypatch.setattr(pending, "_ENOUGH", 20)
+    routes = "  - {name: item, from: public.item, into: replica.item}"
+    line = Line.make(
+        tmp_path, new_database(request.getfixturevalue(server)), new_database(hub18), routes, plugin=plugin
+    )
+    line.at_source("CREATE TABLE item (id int PRIMARY KEY, name text)")
+    line.apply()
+    line.run()
+    slot = line.config.source.slot
+    line.at_source("SELECT pg_copy_logical_replication_slot(%s, %s)", slot, f"{slot}_old")
+    for number in range(40):
+        line.at_source("INSERT INTO item VALUES (%s, 'applied')", number)
+    line.run()
+    until(lambda: line.at_source("SELECT active FROM pg_replication_slots WHERE slot_name = %s", slot) == [(False,)])
+    line.at_source("SELECT pg_drop_replication_slot(%s)", slot)
+    line.at_source("SELECT pg_copy_logical_replication_slot(%s, %s)", f"{slot}_old", slot)
+    line.at_source("SELECT pg_drop_replication_slot(%s)", f"{slot}_old")
+    line.at_source("INSERT INTO item VALUES (40, 'pending')")
+    with pytest.raises(VerifyUnsettled):
+        line.verify(timeout=4.0)
+    line.run()
+    assert line.verify(timeout=20.0).exit_code == 0

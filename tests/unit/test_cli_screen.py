@@ -83,7 +83,7 @@ def test_headline() -> None:
 
 @pytest.mark.parametrize(
     ("streaming", "text"),
-    [("suspended", "suspended, as the spool was full or failed"), ("off", "off"), (None, "not now")],
+    [("suspended", "suspended, as the spool was full or failed"), ("off", "off"), (None, "not known now")],
 )
 def test_large_transactions_that_are_not_streamed(streaming: str | None, text: str) -> None:
     """Why, and what they cost the source; nothing is said of a source that does not count them."""

@@ -206,13 +206,13 @@ def test_the_report_says_so() -> None:
     some = Report("p", rows, operations=Operations(16, 32, (equal, unknown)))
     assert some.exit_code == 0
     assert list(some.lines())[-3:-1] == [
-        "operations equal: the log has 1,200 changes from 0/10 to 0/20",
+        "operations equal: the log has 1,200 changes of routes from 0/10 to 0/20",
         "  b: not established, it was copied meanwhile",
     ]
     wrong = Report("p", rows, operations=Operations(16, 32, (equal, lost, other)))
     assert wrong.exit_code == 4
     assert list(wrong.lines())[-4:] == [
-        "operations differ: the log has 1,207 changes from 0/10 to 0/20",
+        "operations differ: the log has 1,207 changes of routes from 0/10 to 0/20",
         "  TL-604: b: the log and the ledger have 3 and 2",
         "  TL-604: c: the log and the ledger have as many, but other ones",
         "verified: 15 rows compared, 0 differ; operations of 2 of 3 routes differ",

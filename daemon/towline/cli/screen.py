@@ -12,8 +12,8 @@ from rich.text import Text
 from towline.position import format_lsn
 from towline.status import RouteStatus, Status
 
-#: Of large transactions while they are under way; None: nobody streams.
-_STREAMING = {None: "not now", "suspended": "suspended, as the spool was full or failed"}
+#: Of large transactions while they are under way.
+_STREAMING = {None: "not known now", "suspended": "suspended, as the spool was full or failed"}
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 

@@ -58,9 +58,9 @@ def test_another_snapshot_has_its_own() -> None:
     assert high.of(Look(LATER, 5000, 5000, AT)) == 5000
 
 
-def test_a_snapshot_that_may_see_more() -> None:
-    """What is said of it does not tell whether it is the same."""
+def test_on_a_standby() -> None:
+    """What is seen there may be a moment ahead of the position, and is in the next one."""
     high = High(Server(4000), lambda: 3600.0)
-    assert high.of(Look(SEEN, 4000, 4000, AT, exact=False)) == 4000
-    assert high.of(Look(SEEN, 5000, 5000, AT, exact=False)) == 5000
+    assert high.of(Look(SEEN, 4000, 4000, AT, replayed=True)) == 4000
+    assert high.of(Look(SEEN, 5000, 5000, AT, replayed=True)) == 5000
     assert high.of(Look(SEEN, 6000, 6000, AT)) == 6000

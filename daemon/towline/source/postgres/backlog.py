@@ -53,9 +53,11 @@ class Backlog:
     """Changes of ``relations`` from position ``start`` on, until near the end of the log.
 
     For the arguments see `towline.source.postgres.stream.PostgresStream`; ``acknowledged`` is what is durable, and
-    ``partitioned`` what the stream has found. When all has been taken, `drained`, the stream is to go on at
-    ``position``; ``refused`` says what the server refused, if it did, and ``left`` that more is left, which is better
-    streamed. `poll` raises what a stream raises, and SlotAhead when somebody else has confirmed the slot.
+    ``partitioned`` what the stream has found. ``streamed``: it brings large transactions while they are under way.
+
+    When all has been taken, `drained`, the stream is to go on at ``position``; ``refused`` says what the server
+    refused, if it did, and ``left`` that more is left, which is better streamed. `poll` raises what a stream raises,
+    and SlotAhead when somebody else has confirmed the slot.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Backlog:
         server: Identity | None = None,
         decision: CatchUp,
         partitioned: bool,
+        streamed: bool,
     ) -> None:
         self._dsn = dsn
         self._slot = slot
@@ -82,6 +85,7 @@ class Backlog:
         self._server = server
         self._application_name = application_name or f"towline {slot}"
         self._decision = decision
+        self._streamed = streamed
         self._routed = Routed(relations, resolve)
         bounds = decoding.Bounds(start, max_rows, max_bytes)
         if plugin == "pgoutput":
@@ -204,7 +208,7 @@ class Backlog:
             upto = self._decision.gulp(session.end(), position, restart)
             if self._yielded:
                 yielded = position
-            elif upto and self._decision.barren(time.monotonic(), position - yielded):
+            elif upto and self._streamed and self._decision.barren(time.monotonic(), position - yielded):
                 self.left = True
                 return
 

@@ -29,7 +29,8 @@ _LOOK = 0.005
 class Look:
     """What a transaction sees, and the ends of the log, inserted and flushed, just after that was settled.
 
-    ``exact``: it sees nothing but what ``visibility`` says.
+    ``exact``: it sees nothing but what ``visibility`` says. ``replayed``: on a standby, where a commit can be seen a
+    moment before the position has passed it.
     """
 
     visibility: Visibility
@@ -37,6 +38,7 @@ class Look:
     flushed: int
     at: datetime
     exact: bool = True
+    replayed: bool = False
 
 
 class High:
@@ -53,7 +55,7 @@ class High:
 
     def of(self, look: Look) -> int:
         """The position for what was read after that look: the earlier one's, if it saw the same."""
-        if look.exact and self._settled is not None and look.visibility == self._settled[0]:
+        if self._settled is not None and look.visibility == self._settled[0]:
             return self._settled[1]
         wanted = before_page_header(look.inserted)
         flushed = look.flushed
@@ -62,5 +64,5 @@ class High:
             while (flushed := self._flushed()) < wanted and time.monotonic() < deadline:
                 time.sleep(_LOOK)
         high = min(flushed, wanted)
-        self._settled = (look.visibility, high) if look.exact else None
+        self._settled = None if look.replayed else (look.visibility, high)
         return high

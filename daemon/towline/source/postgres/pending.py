@@ -24,7 +24,8 @@ from towline.source.postgres import pgoutput, wal2json
 _FREE = 1.0
 #: How long to wait between two looks, each of which decodes what is pending (seconds).
 _AGAIN = 2.0
-#: So many changes are enough to know that there is something (a transaction is always decoded to its end).
+#: So many changes are looked at, from where the slot is confirmed (a transaction is always decoded to its end). Where
+#: there are more, something is taken to be pending: the slot may be far behind what was applied.
 _ENOUGH = 10_000
 
 #: A daemon that reads its backlog through a copy (see backlog.sql) goes on with the slot itself.
@@ -37,20 +38,20 @@ FROM pg_replication_slots s WHERE slot_name = %s AND slot_type = 'logical'
 
 #: Transactions with a row or a TRUNCATE; the greatest position of each is that of its COMMIT's end.
 _PGOUTPUT = """
-SELECT EXISTS (
-  SELECT FROM pg_logical_slot_peek_binary_changes(%(slot)s, %(upto)s::pg_lsn, %(enough)s,
-    VARIADIC %(options)s::text[]) AS change(lsn, xid, data)
-  GROUP BY change.xid
-  HAVING max(change.lsn) > %(applied)s::pg_lsn AND bool_or(get_byte(change.data, 0) IN (68, 73, 84, 85)))
+WITH change AS MATERIALIZED (
+  SELECT lsn, xid, get_byte(data, 0) IN (68, 73, 84, 85) AS counts
+  FROM pg_logical_slot_peek_binary_changes(%(slot)s, %(upto)s::pg_lsn, %(enough)s, VARIADIC %(options)s::text[]))
+SELECT (SELECT count(*) FROM change) >= %(enough)s
+  OR EXISTS (SELECT FROM change GROUP BY xid HAVING max(lsn) > %(applied)s::pg_lsn AND bool_or(counts))
 """
 
 _WAL2JSON = """
-SELECT EXISTS (
-  SELECT FROM pg_logical_slot_peek_changes(%(slot)s, %(upto)s::pg_lsn, %(enough)s,
-    VARIADIC %(options)s::text[]) AS change(lsn, xid, data)
-  GROUP BY change.xid
-  HAVING max(change.lsn) > %(applied)s::pg_lsn AND bool_or(left(change.data, 12) IN
-    ('{"action":"D', '{"action":"I', '{"action":"T', '{"action":"U')))
+WITH change AS MATERIALIZED (
+  SELECT lsn, xid,
+    left(data, 12) IN ('{"action":"D', '{"action":"I', '{"action":"T', '{"action":"U') AS counts
+  FROM pg_logical_slot_peek_changes(%(slot)s, %(upto)s::pg_lsn, %(enough)s, VARIADIC %(options)s::text[]))
+SELECT (SELECT count(*) FROM change) >= %(enough)s
+  OR EXISTS (SELECT FROM change GROUP BY xid HAVING max(lsn) > %(applied)s::pg_lsn AND bool_or(counts))
 """
 
 
@@ -77,7 +78,7 @@ class PendingChanges:
     def __call__(self, applied: int, upto: int) -> bool:
         """Whether routed tables changed in transactions that end after ``applied`` and before ``upto``.
 
-        True as well when that cannot be told: the slot is in use, gone, or was looked at a moment ago.
+        True as well when that cannot be told: the slot is in use, gone, far behind, or was looked at a moment ago.
         Raises SourceUnavailable.
         """
         now = time.monotonic()

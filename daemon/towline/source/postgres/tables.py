@@ -265,7 +265,8 @@ def _look(connection: psycopg.Connection) -> Look:
     xmin, xmax, in_progress = snapshot.split(":")
     if in_recovery:
         # A standby does not list the transactions in progress: only what is below all of them is surely visible.
-        return Look(Visibility(int(xmin), int(xmin)), position, flushed, at, exact=xmin == xmax)
+        seen = Visibility(int(xmin), int(xmin))
+        return Look(seen, position, flushed, at, exact=xmin == xmax, replayed=True)
     listed = frozenset(map(int, in_progress.split(","))) if in_progress else frozenset()
     return Look(Visibility(int(xmin), int(xmax), listed), position, flushed, at)
 

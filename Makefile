@@ -38,7 +38,7 @@ help:
 	@echo "make test       all tests; as root on Debian it installs PostgreSQL 15 for them"
 	@echo "make test-unit  only those without I/O"
 	@echo "make test-tryton  a whole ERP as source, with the daemon killed while it works; some minutes"
-	@echo "make faults     the fault matrix, about 40 minutes; writes docs/RELIABILITY.md (FAULTS_ARGS=\"--help\")"
+	@echo "make faults     the fault matrix, about half an hour; writes docs/RELIABILITY.md (FAULTS_ARGS=\"--help\")"
 	@echo "make huge       ten million rows in one transaction: some minutes, and how much memory they take"
 	@echo "make soak       generated histories, the explored model and fuzzed decoders, less than half an hour (SOAK_ARGS=\"--help\")"
 	@echo "make bench      Towline and others, measured side by side, about 40 minutes; writes docs/PERFORMANCE.md (BENCH_ARGS=\"--help\")"

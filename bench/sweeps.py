@@ -55,7 +55,7 @@ def _row_width() -> list[Point]:
 
 def _columns() -> list[Point]:
     found = []
-    for columns in (2, 5, 10, 30, 100, 300, 1_000):
+    for columns in (2, 5, 10, 30, 100, 300, 800):  # a row must fit into a page
         count = _between(2_000, 5_000_000 / columns, 200_000)
         found.append(Point(columns, wide(f"columns/{columns}", count, columns, 0, updates=False)))
     return found

@@ -13,9 +13,9 @@ from pathlib import Path
 import psycopg
 from click.testing import CliRunner, Result
 
-from tests.integration.test_pipeline import PLUGINS, made, running
+from tests.integration.test_pipeline import PLUGINS, made
 from tests.support.databases import NewDatabase
-from tests.support.line import Line
+from tests.support.line import Line, running
 from tests.support.wait import until
 from towline import plan
 from towline.cli import cli

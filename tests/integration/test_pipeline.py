@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.support.databases import NewDatabase
-from tests.support.line import Line
+from tests.support.line import Line, running
 from tests.support.wait import until
 from towline.demo.server import Server
 from towline.position import parse_lsn
@@ -29,33 +26,6 @@ def made(request: pytest.FixtureRequest, hub18: Server, new_database: NewDatabas
     server = request.getfixturevalue(parameters.get("server", "pg18"))
     plugin = parameters.get("plugin", "pgoutput")
     return Line.make(tmp_path, new_database(server), new_database(hub18), ROUTES, plugin=plugin)
-
-
-@contextmanager
-def running(line: Line) -> Iterator[None]:
-    """The pipeline runs in a thread while the block does; its error is raised at the end."""
-    stop = threading.Event()
-    attempt = line.replication(stop.is_set)
-    failed: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            attempt.run(until_caught_up=False)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        if attempt.handle.pipeline is not None:
-            attempt.handle.pipeline.stop()
-        thread.join(20)
-        assert not thread.is_alive()
-        if failed:
-            raise failed[0]
 
 
 @PLUGINS

@@ -11,9 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg import sql
 
-from tests.integration.test_pipeline import running
 from tests.support.databases import NewDatabase
-from tests.support.line import Line
+from tests.support.line import Line, running
 from tests.support.wait import until
 from towline import config, plan, status
 from towline.cli import cli

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from psycopg import sql
 
 from tests.integration.test_ledger import TABLES, await_applied, await_known, writing
-from tests.integration.test_pipeline import PLUGINS, made, running
+from tests.integration.test_pipeline import PLUGINS, made
 from tests.support.databases import NewDatabase
-from tests.support.line import Line
+from tests.support.line import Line, running
 from tests.support.wait import until
 from towline import catch_up, plan
 from towline.cli import cli

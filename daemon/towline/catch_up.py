@@ -26,8 +26,8 @@ class Bounds:
     ``follow``: it begins only if the restart position is not further behind than that, and ends when it is more than
     `RESTART_LEFT` times as far. ``again``: nor does it begin if what is decoded again is more than so many times the
     backlog. ``barren``: it ends when as much of the log has yielded nothing, if the stream has large transactions sent
-    while they are under way. ``confirm``: how far the slot itself may
-    stand behind what is durable; moving it takes the source a pass over the log from the restart position on.
+    while they are under way. ``confirm``: how far the slot itself may stand behind what is durable; moving it takes the
+    source a pass over the log from the restart position on.
     """
 
     enter: int = 64 << 20

@@ -216,9 +216,10 @@ class Shop:
         )
 
     def _rolled_back(self, connection: psycopg.Connection) -> None:
-        with connection.transaction() as inner:
-            connection.execute("UPDATE item SET price = -1")
-            raise psycopg.Rollback(inner)
+        # By statements: a `psycopg.Rollback` whose own rollback fails, as the server goes down, is raised on as it is.
+        connection.execute("SAVEPOINT undone")
+        connection.execute("UPDATE item SET price = -1")
+        connection.execute("ROLLBACK TO SAVEPOINT undone")
 
     def _journal(self, connection: psycopg.Connection) -> None:
         connection.execute("INSERT INTO private.journal (line) VALUES ('not routed')")

@@ -1,9 +1,10 @@
 """The log up to near its end, read through SQL: see `towline.catch_up` for when that is done.
 
 A reader's thread copies the slot into a temporary one and reads that in gulps, each by one statement that decodes the
-log up to a position; the next one is under way while the consumer still applies what is handed over of the last. The
-slot itself stands at what was acknowledged or before it, and is moved there now and then, so that the source can remove
-log. So whatever ends the reader loses the copy, and nothing else.
+log up to a position. Since a statement yields nothing before it has decoded all of it, two sessions take turns, each
+with a copy of its own: while a gulp is read from one, the other passes over that stretch of the log and decodes the
+next (`Turns`). The slot itself stands at what was acknowledged or before it, and is moved there now and then, so that
+the source can remove log. So whatever ends the reader loses the copies, and nothing else.
 
 The messages are those of the stream, and the decoder is the same. Gulps end with whole transactions. Whatever the
 server refuses, and whatever its plugin warns of, is left to the stream, from the last transaction that was handed over.
@@ -36,6 +37,7 @@ from towline.source.postgres.copy_rows import ROW_HEADER, CopyRows
 from towline.source.postgres.handover import BURST, LONGEST_NAP, RECEIVED, SHORTEST_NAP, Closed, Handover
 from towline.source.postgres.routed import Resolve, Routed
 from towline.source.postgres.slot_copy import Refused, SlotCopy
+from towline.source.postgres.turns import Turns
 
 #: Bytes of pieces that may wait for the consumer, so that the next gulp is decoded meanwhile.
 AHEAD = 48 << 20
@@ -100,7 +102,7 @@ class Backlog:
         self.gulps = 0
         self._yielded = False  # whether something came of the gulp
         self._handover = Handover(self._gatherer, position=start, acknowledged=acknowledged, ahead=AHEAD)
-        self._session: SlotCopy | None = None
+        self._turns = Turns(self._connect, self._options)
         self._reader = threading.Thread(target=self._run, name=f"towline-backlog-{slot}", daemon=True)
         self._reader.start()
 
@@ -137,7 +139,7 @@ class Backlog:
     @property
     def waiting(self) -> SlotCopy | None:
         """The session, while it waits for an answer of the source's. May be asked by any thread."""
-        session = self._session
+        session = self._turns.reading
         return session if session is not None and session.waiting is not None else None
 
     def close(self) -> None:
@@ -145,11 +147,10 @@ class Backlog:
         self._handover.close()
         self._reader.join(_CLOSE_AT_ONCE)
         if self._reader.is_alive():
-            if (session := self._session) is not None:
-                session.cancel()
+            self._turns.cancel()
             self._reader.join(_CLOSE_WITHIN)
-            if self._reader.is_alive() and session is not None:  # nobody would watch over its line any more
-                session.hang_up()
+            if self._reader.is_alive():  # nobody would watch over its line any more
+                self._turns.hang_up()
 
     # ---- the reader's thread ---------------------------------------------------------------------------------
 
@@ -173,8 +174,7 @@ class Backlog:
             defect = sys.exception()
             if defect is not None:
                 handover.fail(TowlineError(f"the reader of the source's backlog failed with {type(defect).__name__}"))
-            if self._session is not None:
-                self._session.close()
+            self._turns.close()
             handover.release()
 
     def _fall_back(self, error: TowlineError) -> None:
@@ -185,30 +185,49 @@ class Backlog:
         self._handover.hand_over()
         self.refused = error
 
+    def _connect(self) -> SlotCopy:
+        """A session with the server that is to be read."""
+        self._check_closing()
+        session = SlotCopy(self._dsn, slot=self._slot, application_name=self._application_name)
+        try:
+            found = session.identify()
+            if self._server is not None:
+                identity.same(self._server, found)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
     def _read(self) -> None:
-        session = self._session = SlotCopy(self._dsn, slot=self._slot, application_name=self._application_name)
-        found = session.identify()
-        if self._server is not None:
-            identity.same(self._server, found)
+        turns, decision = self._turns, self._decision
+        session = turns.open()
         self._await_release(session)
         self._advance(session)
         session.copy()
-        restart = session.copied().restart
+        restart, end = session.copied().restart, session.end()
         position = yielded = self._handover.told
-        upto = self._decision.gulp(session.end(), position, restart)
+        upto = decision.gulp(end, position, restart)
+        if upto:
+            turns.begin(upto)
         while upto:
+            if following := decision.gulp(end, upto, restart):
+                turns.begin_next(upto, following)
             self._gulp(session, upto)
             copied = session.copied()
-            position, restart = max(position, copied.confirmed), copied.restart
+            position, restart, end = max(position, copied.confirmed), copied.restart, session.end()
+            self._gatherer.start_at(position)  # a record may reach beyond the end of the gulp that it was read with
             self._handover.told = max(self._handover.told, position)
             self._handover.offer(position)
-            self._decision.gulped()
+            decision.gulped()
             self.gulps += 1
             self._advance(session)
-            upto = self._decision.gulp(session.end(), position, restart)
+            if turns.next is not None:
+                upto, session = following, turns.swap()
+            elif upto := decision.gulp(end, position, restart):
+                turns.begin(upto)
             if self._yielded:
                 yielded = position
-            elif upto and self._streamed and self._decision.barren(time.monotonic(), position - yielded):
+            elif upto and self._streamed and decision.barren(time.monotonic(), position - yielded):
                 self.left = True
                 return
 
@@ -255,7 +274,6 @@ class Backlog:
     def _gulp(self, session: SlotCopy, upto: int) -> None:
         """Read what the statement yields."""
         self._yielded = False
-        session.begin(upto, self._options)
         rows = CopyRows()
         nap = SHORTEST_NAP
         while not session.done:

@@ -245,6 +245,10 @@ class Gatherer(Generic[B]):
 
     # ---- for the reader --------------------------------------------------------------------------------------
 
+    def start_at(self, position: int) -> None:
+        """Skip transactions from here on whose commit record starts before the position."""
+        self._start = max(self._start, position)
+
     @property
     def full(self) -> bool:
         """Whether as much was gathered as a piece may hold."""

@@ -26,6 +26,8 @@ from towline.source.postgres.notices import Notices
 _SQL = statements.load("towline.source.postgres", "backlog.sql")
 _SLOT = statements.load("towline.source.postgres", "tables.sql")["slot"]
 
+#: Of a gulp, before its rows: nothing has come; the answer about what is passed over.
+_BEFORE = (pq.ExecStatus.EMPTY_QUERY, pq.ExecStatus.TUPLES_OK)
 #: The server ends the session, or is not there.
 _ENDED = ("08", "57P")
 #: How long a request to cancel may take (seconds).
@@ -60,6 +62,7 @@ class SlotCopy:
         self.notices = Notices()
         self._connection.add_notice_handler(self.notices.note)
         self._state: pq.ExecStatus | None = None
+        self._after: int | None = None
         #: Since when an answer is waited for (monotonic); None: none is.
         self.waiting: float | None = None
         #: The server's process, and when it was started (microseconds since 1970); from `identify` on.
@@ -127,16 +130,24 @@ class SlotCopy:
 
     # ---- a gulp ----------------------------------------------------------------------------------------------
 
-    def begin(self, upto: int, options: Mapping[str, str]) -> None:
-        """Ask for what commits up to the first record that ends at that position or after it."""
+    def begin(self, upto: int, options: Mapping[str, str], after: int | None = None) -> None:
+        """Ask for what commits up to the first record that ends at position ``upto`` or after it.
+
+        ``after``: without what commits up to the first record that ends there: somebody else reads that. The server
+        passes over it without making anything of it.
+        """
+        copy = sql.Literal(self._copy)
         listed = sql.SQL(", ").join(sql.Literal(text) for option in options.items() for text in option)
         query = sql.SQL(
             "COPY (SELECT data FROM pg_logical_slot_get_binary_changes({}, {}::pg_lsn, NULL,"
             " VARIADIC ARRAY[{}]::text[])) TO STDOUT (FORMAT binary)"
-        ).format(sql.Literal(self._copy), sql.Literal(format_lsn(upto)), listed)
+        ).format(copy, sql.Literal(format_lsn(upto)), listed)
+        if after is not None:
+            advance = sql.SQL("SELECT end_lsn FROM pg_replication_slot_advance({}, {}::pg_lsn); ")
+            query = advance.format(copy, sql.Literal(format_lsn(after))) + query
         with self._answers():
             self._pgconn.send_query(query.as_bytes(self._connection))
-        self._state = pq.ExecStatus.EMPTY_QUERY
+        self._state, self._after = pq.ExecStatus.EMPTY_QUERY, after
 
     @property
     def done(self) -> bool:
@@ -158,8 +169,9 @@ class SlotCopy:
     def messages(self) -> Iterator[bytes]:
         """The CopyData messages received."""
         with self._answers():
-            if self._state == pq.ExecStatus.EMPTY_QUERY and not self._next_result():
-                return
+            while self._state in _BEFORE:
+                if not self._next_result():
+                    return
             if self._state == pq.ExecStatus.COPY_OUT:
                 get = self._pgconn.get_copy_data
                 size, data = get(1)
@@ -185,6 +197,8 @@ class SlotCopy:
             raise psycopg.errors.error_from_result(result, encoding="utf-8")
         else:
             self._state = pq.ExecStatus(result.status)
+            if self._state == pq.ExecStatus.TUPLES_OK and result.get_value(0, 0) != format_lsn(self._after or 0).encode():
+                raise errors.StreamMalformed("a copy of the slot does not stand where it was moved to")
         return True
 
     # ---- the end ---------------------------------------------------------------------------------------------

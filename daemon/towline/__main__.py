@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from towline.cli import cli
+from towline import garbage
 
 
 def main() -> None:
     """The entry point; ends the process with the documented exit codes."""
+    garbage.loading()
+    from towline.cli import cli
+
     cli(prog_name="towline")
 
 

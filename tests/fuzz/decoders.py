@@ -26,16 +26,19 @@ from towline.errors import SourceUnavailable, SpoolCorrupt, TowlineError
 from towline.frame import Frame, FrameError, frame_row
 from towline.source.postgres import stream
 from towline.source.postgres.copy_rows import ROW_HEADER, CopyRows
-from towline.source.postgres.gather import Gatherer, TupleBatch
+from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.notices import Notices
 from towline.source.postgres.pgoutput import Decoder, parse
 from towline.source.postgres.routed import Routed
 from towline.source.postgres.spool import Spool
 from towline.source.postgres.streamed import StreamingDecoder
+from towline.source.postgres.tuple_batch import TupleBatch
 from towline.source.postgres.walsender import KEEPALIVE, XLOG_DATA
 
 #: What the decoding of a stream may take, in bytes for each byte of it, and beyond that.
 MEMORY_PER_BYTE, MEMORY = 60, 8 << 20
+#: As many messages of a COPY are taken at once.
+COPIED_TOGETHER = 100
 #: Longer than this is a hang (seconds, on any machine).
 PATIENCE = 20.0
 
@@ -199,16 +202,13 @@ def _rows_decoded(sent: Sequence[bytes]) -> Iterator[Piece]:
     gatherer = Gatherer[TupleBatch](0)
     decoder = Decoder(Routed(routed(Format.TEXT)), gatherer)
 
-    def whole() -> Iterator[bytes]:
-        for message in CopyRows().of(iter(sent)):
+    rows = CopyRows()
+    for begin in range(0, len(sent), COPIED_TOGETHER):
+        block = rows.of(sent[begin : begin + COPIED_TOGETHER])
+        for number in range(len(block)):
+            message = block.message(number)
             assert int.from_bytes(message[2:ROW_HEADER], "big") == len(message) - ROW_HEADER, "not the row's own length"
-            yield message
-
-    rows = whole()
-    message = next(rows, None)
-    while message is not None:
-        decoder.feed(message, ROW_HEADER)
-        message = decoder.changes(rows, ROW_HEADER)
+        decoder.take(block)
     cut = gatherer.cut()
     yield from (*gatherer.ready, *([cut] if cut is not None else []))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from towline import config
+from towline import config, garbage
 from towline.errors import Action, TowlineError
 from towline.redaction import redact
 
@@ -35,6 +35,7 @@ class Commands(click.Group):
             return None
         module = importlib.import_module(f"towline.cli.{self._verbs[cmd_name]}")
         command: click.Command = getattr(module, cmd_name)
+        garbage.loaded()
         return command
 
     def invoke(self, ctx: click.Context) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from towline.errors import StreamMalformed
+from towline.source.postgres.block import Block
 from towline.source.postgres.copy_rows import ROW_HEADER, CopyRows
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -18,11 +19,19 @@ def row(value: bytes) -> bytes:
 
 
 def values(*messages: bytes) -> list[bytes]:
-    """The values of all messages, which must end with the trailer."""
-    rows = CopyRows()
-    found = [message[ROW_HEADER:] for each in messages for message in rows.of(iter((each,)))]
-    assert rows.ended
+    """The values of all messages, which must end with the trailer; they come one by one, or together."""
+    alone, together = CopyRows(), CopyRows()
+    found = [value for each in messages for value in of_block(alone.of([each]))]
+    assert of_block(together.of(messages)) == found
+    assert alone.ended
+    assert together.ended
     return found
+
+
+def of_block(block: Block) -> list[bytes]:
+    """The values in it."""
+    assert block.at == ROW_HEADER
+    return [block.message(number)[ROW_HEADER:] for number in range(len(block))]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +77,9 @@ def test_rows(messages: list[bytes], expected: list[bytes]) -> None:
 )
 def test_malformed(messages: list[bytes]) -> None:
     """Whatever is cut, wrong or too much is told, and never taken for a value."""
-    rows = CopyRows()
+    rows, together = CopyRows(), CopyRows()
     with pytest.raises(StreamMalformed):
-        list(rows.of(iter(messages)))
+        for each in messages:
+            rows.of([each])
+    with pytest.raises(StreamMalformed):
+        together.of(messages)

@@ -14,9 +14,10 @@ from tests.unit.source.rows import Change, changes, feed, relation
 from towline.change import DELETE, INSERT, UPDATE, Format, Piece, Relation
 from towline.errors import SourceTableChanged, SourceTruncated, StreamMalformed
 from towline.source.postgres import pgoutput
-from towline.source.postgres.gather import Gatherer, TupleBatch
+from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.pgoutput import Decoder, parse
 from towline.source.postgres.routed import Routed
+from towline.source.postgres.tuple_batch import TupleBatch
 from towline_transforms.schema import TableName
 
 I, U, D = INSERT, UPDATE, DELETE  # noqa: E741

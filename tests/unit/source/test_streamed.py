@@ -13,9 +13,10 @@ from tests.unit.source.rows import Change, Row, changes, feed, relation, rows_of
 from tests.unit.source.test_pgoutput import EXPECTED, SMALL, B, C, I, R, decode, ins, routed
 from towline.change import DELETE, INSERT, UPDATE, Format, Piece, Relation
 from towline.errors import SourceTableChanged, SourceTruncated, StreamMalformed
-from towline.source.postgres.gather import Gatherer, TupleBatch
+from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.routed import Routed
 from towline.source.postgres.streamed import StreamingDecoder
+from towline.source.postgres.tuple_batch import TupleBatch
 
 
 class Memory:

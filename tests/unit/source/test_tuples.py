@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,13 +14,23 @@ from tests.unit.source.rows import Row, relation, rows_of
 from towline.change import DELETE, INSERT, UPDATE, Format, RowSet
 from towline.errors import StreamMalformed
 from towline.source.postgres import few_tuples, tuples
+from towline.source.postgres.block import Block
 from towline.source.postgres.tuples import Layout
 
 #: A value that was not sent.
 UNSENT = object()
 ENVELOPE = b"w" + bytes(24)
 Framer = Callable[[Layout, Sequence[bytes], Sequence[int], int], RowSet]
-FRAMERS: list[Framer] = [tuples.row_set, few_tuples.row_set]
+
+
+def together(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: int, skip: int = 0) -> RowSet:
+    """All tuples at once, out of the midst of a block."""
+    block = Block.of([b"before", *messages, b"after it"], at)
+    heads, ends = block.begins[1:-1] + at, block.ends[1:-1]
+    return tuples.row_set(layout, block.data, heads, ends, np.array(orders, dtype=np.int64), skip)
+
+
+FRAMERS: list[Framer] = [together, few_tuples.row_set]
 
 Value = object  # bytes, None or UNSENT
 #: Operation, old tuple, new tuple.

@@ -12,7 +12,6 @@ server refuses, and whatever its plugin warns of, is left to the stream, from th
 
 from __future__ import annotations
 
-import select
 import sys
 import threading
 import time
@@ -33,8 +32,9 @@ from towline.errors import (
 from towline.position import format_lsn
 from towline.source import Identity, SlotState
 from towline.source.postgres import decoding, identity, slot_checks
-from towline.source.postgres.copy_rows import ROW_HEADER, CopyRows
-from towline.source.postgres.handover import BURST, LONGEST_NAP, RECEIVED, SHORTEST_NAP, Closed, Handover
+from towline.source.postgres.block import Block
+from towline.source.postgres.copy_rows import CopyRows
+from towline.source.postgres.handover import BURST, LONGEST_NAP, SHORTEST_NAP, Closed, Handover
 from towline.source.postgres.routed import Resolve, Routed
 from towline.source.postgres.slot_copy import Refused, SlotCopy
 from towline.source.postgres.turns import Turns
@@ -278,8 +278,11 @@ class Backlog:
         nap = SHORTEST_NAP
         while not session.done:
             self._await_room()
-            events = self._burst(session, rows, upto)
-            if not events:
+            messages, events = session.receive(BURST)
+            if messages:
+                self._check_notices(session)
+                self._take(rows.of(messages))
+                self._handover.offer(upto)
                 session.heard()
                 time.sleep(nap)
                 nap = min(nap * 2, LONGEST_NAP)
@@ -287,33 +290,20 @@ class Backlog:
                 nap = SHORTEST_NAP
                 session.waits()
                 self._handover.sleep(1.0, session.socket, events)
+        self._check_notices(session)
         session.heard()
         if not rows.ended or self._gatherer.open is not None:
             raise StreamMalformed("the statement that reads the log has ended inside a transaction or a row")
 
-    def _burst(self, session: SlotCopy, rows: CopyRows, upto: int) -> int:
-        """Read what there is. Returns 0, or if there was nothing the events to wait for."""
-        gatherer, feed, changes = self._gatherer, self._decoder.feed, self._decoder.changes
-        events = select.POLLIN
-        heard = False
-        for _ in range(BURST // RECEIVED):
-            events = session.receive()
-            messages = rows.of(session.messages())
-            message = next(messages, None)
-            if message is None:
-                break
-            if not heard:
-                self._check_notices(session)
-            heard = self._yielded = True
-            gatherer.received = time.time()
-            while message is not None:  # of changes, only some come through here
-                feed(message, ROW_HEADER)
-                message = None if gatherer.full else changes(messages, ROW_HEADER)
-            if gatherer.full and not self._handover.room():
-                break
-        self._check_notices(session)
-        self._handover.offer(upto)
-        return 0 if heard else events
+    def _take(self, block: Block) -> None:
+        if not len(block):
+            return
+        self._yielded = True
+        self._gatherer.received = time.time()
+        first = self._decoder.take(block)
+        while first < len(block):
+            self._await_room()
+            first = self._decoder.take(block, first)
 
     def _check_notices(self, session: SlotCopy) -> None:
         """They come before the rows, and do not say where in the gulp: the stream comes to the place."""

@@ -10,9 +10,10 @@ Source: https://www.postgresql.org/docs/current/sql-copy.html (Binary Format).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from towline.errors import StreamMalformed
+from towline.source.postgres.block import Block, numbers
 
 #: Where the value begins in a message that is a row.
 ROW_HEADER = 6
@@ -32,26 +33,38 @@ class CopyRows:
         #: Whether the trailer came.
         self.ended = False
 
-    def of(self, messages: Iterator[bytes]) -> Iterator[bytes]:
-        """The rows among the messages: each value begins at `ROW_HEADER`, and ends with the bytes.
+    def of(self, messages: Sequence[bytes | memoryview]) -> Block:
+        """The rows among the messages that follow: each value begins at `ROW_HEADER`, and ends with the message.
 
         Raises StreamMalformed.
         """
-        for message in messages:
-            if not self._begun:
-                message = message[self._header(message) :]
-                if not message:
-                    continue
-            if self.ended:
-                raise StreamMalformed("COPY: something follows the trailer")
-            if message[:2] == _ONE:
-                if int.from_bytes(message[2:ROW_HEADER], "big") != len(message) - ROW_HEADER:
-                    raise StreamMalformed("COPY: a row is not as long as it says")
-                yield message
-            elif message == _END:
-                self.ended = True
-            else:
-                raise StreamMalformed("COPY: a row has not one column")
+        block = Block.of(messages, ROW_HEADER)
+        if not self._begun and len(block):
+            block.begins[0] += self._header(block.message(0))
+            if block.begins[0] == block.ends[0]:
+                block = block.part(1, len(block))
+        if not len(block):
+            return block
+        if self.ended:
+            raise StreamMalformed("COPY: something follows the trailer")
+        last = len(block) - 1
+        if block.message(last) == _END:
+            self.ended = True
+            block = block.part(0, last)
+        sizes = block.ends - block.begins
+        columns, lengths = (numbers(block.data, form) for form in (">u2", ">i4"))
+        # Of a message that is too short, what is read is of the next one or the padding.
+        rows = (columns[block.begins] == 1) & (lengths[block.begins + len(_ONE)] == sizes - ROW_HEADER)
+        if not rows.all():
+            raise self._malformed(block.message(int((~rows).argmax())))
+        return block
+
+    def _malformed(self, message: bytes) -> StreamMalformed:
+        if message[: len(_ONE)] == _ONE:
+            return StreamMalformed("COPY: a row is not as long as it says")
+        if message == _END:
+            return StreamMalformed("COPY: something follows the trailer")
+        return StreamMalformed("COPY: a row has not one column")
 
     def _header(self, message: bytes) -> int:
         if len(message) < _FIXED or not message.startswith(_SIGNATURE):

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from towline.change import Format
 from towline.source.postgres import pgoutput, wal2json
-from towline.source.postgres.gather import Gatherer, RowBatch, TupleBatch
+from towline.source.postgres.gather import Gatherer, RowBatch
 from towline.source.postgres.routed import Routed
 from towline.source.postgres.spool import Spool
 from towline.source.postgres.streamed import StreamingDecoder
+from towline.source.postgres.tuple_batch import TupleBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,68 +24,35 @@ import numpy as np
 from towline.change import Piece, Relation, RowSet, Transaction
 from towline.errors import StreamMalformed
 from towline.frame import Frame
-from towline.source.postgres import few_tuples, tuples
 
-#: Fewer tuples than this are framed one by one.
-FEW = 40
-#: As many values are framed together: what is worked on then stays in the processor's cache, however wide the table.
-BLOCK = 20_000
 #: More than a piece can have.
 UNBOUNDED = 1 << 62
 
 
 class Batch(Protocol):
-    """Changes of one relation, gathered but not framed yet. ``orders`` ascend."""
-
-    orders: list[int]
+    """Changes of one relation, gathered but not framed yet. Their order numbers ascend."""
 
     @property
     def relation(self) -> Relation:
         """Whose changes these are."""
 
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def before(self, order: int) -> int:
+        """How many have a lower number."""
+
     def split(self, count: int) -> Self:
         """Take the first ``count`` changes away, and return them."""
+
+    def shift(self, by: int) -> None:
+        """Take ``by`` from every number."""
 
     def row_set(self) -> RowSet:
         """Frame them. Raises StreamMalformed."""
 
 
 B = TypeVar("B", bound=Batch)
-
-
-@dataclass(slots=True)
-class TupleBatch:
-    """Messages of pgoutput, still in their envelopes: the tuple's change begins at offset ``at``.
-
-    ``skip``: bytes between its kind and the OID of its table.
-    """
-
-    layout: tuples.Layout
-    at: int
-    skip: int = 0
-    messages: list[bytes] = field(default_factory=list)
-    orders: list[int] = field(default_factory=list)
-
-    @property
-    def relation(self) -> Relation:
-        """Whose changes these are."""
-        return self.layout.relation
-
-    def split(self, count: int) -> TupleBatch:
-        """Take the first ``count`` changes away, and return them."""
-        head = TupleBatch(self.layout, self.at, self.skip, self.messages[:count], self.orders[:count])
-        del self.messages[:count], self.orders[:count]
-        return head
-
-    def row_set(self) -> RowSet:
-        """Frame them. Raises StreamMalformed."""
-        count = len(self.messages)
-        if count < FEW:
-            return few_tuples.row_set(self.layout, self.messages, self.orders, self.at, self.skip)
-        block = max(FEW, BLOCK // len(self.layout.places))
-        spans = [slice(begin, begin + block) for begin in range(0, count, block)]
-        parts = [(self.messages[span], self.orders[span]) for span in spans]
-        return _join([tuples.row_set(self.layout, *part, self.at, self.skip) for part in parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +82,18 @@ class RowBatch:
         """Whose changes these are."""
         return self.of
 
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.orders)
+
+    def before(self, order: int) -> int:
+        """How many have a lower number."""
+        return bisect_left(self.orders, order)
+
+    def shift(self, by: int) -> None:
+        """Take ``by`` from every number."""
+        self.orders = [order - by for order in self.orders]
+
     def split(self, count: int) -> RowBatch:
         """Take the first ``count`` changes away, and return them."""
         head = RowBatch(self.of, self.rows[:count], self.orders[:count])
@@ -138,13 +117,29 @@ class RowBatch:
         )
 
 
-class _Boundary(NamedTuple):
+class Boundary(NamedTuple):
     """What had been gathered at the last commit since the last cut. (A tuple: there is one for each transaction.)"""
 
     order: int
     size: int
     transactions: int
     end: int
+
+
+class Many(NamedTuple):
+    """What `Gatherer.extend` takes. ``transactions``: those to be listed, with order numbers as they are in the piece.
+
+    ``changes`` and ``size``: of all that was added. ``boundary``: of it, what was there at the last commit, if there
+    was one. ``open``: the transaction that is under way after it (xid, start of its commit record, its time), and
+    whether it is ``listed``.
+    """
+
+    transactions: Sequence[Transaction]
+    changes: int
+    size: int
+    boundary: Boundary | None
+    open: tuple[int, int, datetime] | None
+    listed: bool
 
 
 class Gatherer(Generic[B]):
@@ -172,7 +167,7 @@ class Gatherer(Generic[B]):
         self._batches: dict[object, B] = {}
         self._transactions: list[Transaction] = []
         self._truncated: list[Relation] = []
-        self._boundary: _Boundary | None = None
+        self._boundary: Boundary | None = None
 
     # ---- for decoders ----------------------------------------------------------------------------------------
 
@@ -191,7 +186,7 @@ class Gatherer(Generic[B]):
         self.open = None
         self._rest()
         if not self.skipping:
-            self._boundary = _Boundary(self.order, self.size, len(self._transactions), end)
+            self._boundary = Boundary(self.order, self.size, len(self._transactions), end)
 
     def _rest(self) -> None:
         """No transaction is listed."""
@@ -214,6 +209,36 @@ class Gatherer(Generic[B]):
         if batch is None:
             batch = self._batches[key] = make()
         return batch
+
+    def gathered(self, key: object, make: Callable[[], B]) -> B:
+        """The batch to add changes to whose transactions are told of with `extend`."""
+        batch = self._batches.get(key)
+        if batch is None:
+            batch = self._batches[key] = make()
+        return batch
+
+    @property
+    def start(self) -> int:
+        """Transactions whose commit record starts before this are skipped."""
+        return self._start
+
+    @property
+    def listed(self) -> bool:
+        """Whether the transaction under way is listed: a change of it was wanted."""
+        return self._listed
+
+    def extend(self, many: Many) -> None:
+        """Many transactions, or parts of them, at once, whose changes were put into batches (`gathered`)."""
+        if many.boundary is not None:
+            order, size, transactions, end = many.boundary
+            listed = len(self._transactions) + transactions
+            self._boundary = Boundary(self.order + order, self.size + size, listed, end)
+        self._transactions += many.transactions
+        self.order += many.changes
+        self.size += many.size
+        self.open, self._listed = many.open, many.listed
+        self.skipping = False
+        self.forget()
 
     def truncate(self, relations: Sequence[Relation]) -> None:
         """The transaction under way empties relations: what was gathered before goes into pieces of its own."""
@@ -276,17 +301,17 @@ class Gatherer(Generic[B]):
         return self._cut_inside()
 
     def _cut_boundary(self) -> Piece:
-        boundary = cast(_Boundary, self._boundary)
+        boundary = cast(Boundary, self._boundary)
         heads: list[B] = []
         rest: dict[object, B] = {}
         for key, batch in self._batches.items():
-            count = bisect_left(batch.orders, boundary.order)
-            if count == len(batch.orders):
+            count = batch.before(boundary.order)
+            if count == len(batch):
                 heads.append(batch)
                 continue
             if count:
                 heads.append(batch.split(count))
-            batch.orders = [order - boundary.order for order in batch.orders]
+            batch.shift(boundary.order)
             rest[key] = batch
         listed = self._transactions[: boundary.transactions]
         piece = self._piece(heads, listed, boundary.end)
@@ -310,7 +335,7 @@ class Gatherer(Generic[B]):
         rowsets: dict[int, list[RowSet]] = {}  # by the identity of the relation, which is slow to hash
         for batch in batches:
             rowsets.setdefault(id(batch.relation), []).append(batch.row_set())
-        joined = tuple(parts[0] if len(parts) == 1 else _in_order(_join(parts)) for parts in rowsets.values())
+        joined = tuple(parts[0] if len(parts) == 1 else _in_order(join(parts)) for parts in rowsets.values())
         piece = Piece(joined, tuple(transactions), end, tuple(self._truncated), self.received)
         self.forget()
         self._truncated = []
@@ -318,7 +343,7 @@ class Gatherer(Generic[B]):
         return piece
 
 
-def _join(parts: Sequence[RowSet]) -> RowSet:
+def join(parts: Sequence[RowSet]) -> RowSet:
     """Row sets of one relation, which follow each other, as one."""
     if len(parts) == 1:
         return parts[0]

@@ -16,10 +16,12 @@ from towline.change import Piece, Relation
 from towline.errors import NotSetUp, StreamMalformed
 from towline.source import Identity
 from towline.source.postgres import decoding, identity, slot_checks
-from towline.source.postgres.copy_rows import ROW_HEADER, CopyRows
-from towline.source.postgres.gather import Gatherer, RowBatch, TupleBatch
+from towline.source.postgres.copy_rows import CopyRows
+from towline.source.postgres.gather import Gatherer, RowBatch
+from towline.source.postgres.handover import BURST
 from towline.source.postgres.routed import Resolve, Routed
 from towline.source.postgres.slot_copy import Refused, SlotCopy
+from towline.source.postgres.tuple_batch import TupleBatch
 
 #: Of a piece, changes and bytes: it is only added up.
 MAX_ROWS, MAX_BYTES = 50_000, 8 << 20
@@ -95,16 +97,14 @@ class PostgresKeptLog:
         session.begin(upto, opened.options)
         rows = CopyRows()
         while not session.done:
-            events = session.receive()
-            messages = rows.of(session.messages())
-            message = next(messages, None)
+            messages, events = session.receive(BURST)
             session.notices.check(self._routed)
-            if message is None and not session.done:
+            if not messages and not session.done:
                 _await(session.socket, events)
-            while message is not None:  # of changes, only some come through here
-                decoder.feed(message, ROW_HEADER)
-                message = None if gatherer.full else decoder.changes(messages, ROW_HEADER)
-            yield from _cut(gatherer)
+            block, first = rows.of(messages), 0
+            while first < len(block):
+                first = decoder.take(block, first)
+                yield from _cut(gatherer)
         session.notices.check(self._routed)
         if not rows.ended or gatherer.open is not None:
             raise StreamMalformed("the statement that reads the log has ended inside a transaction or a row")

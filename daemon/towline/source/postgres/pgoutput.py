@@ -21,17 +21,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from towline.change import Format, Relation
 from towline.errors import SourceTableChanged, StreamMalformed
-from towline.source.postgres.gather import Gatherer, TupleBatch
+from towline.source.postgres.block import Block
+from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.routed import NEWEST, Routed, check_added, lacking, whole_tables
+from towline.source.postgres.together import EPOCH, UNSURE, Together
+from towline.source.postgres.tuple_batch import TupleBatch
 from towline.source.postgres.tuples import Layout
 from towline_transforms.schema import TableName
-
-EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 _BEGIN = struct.Struct(">cQqI")
 _COMMIT = struct.Struct(">cBQQq")
@@ -290,6 +291,21 @@ class Decoder:
         #: By OID: what was sent of it last.
         self._sent: dict[bytes, RelationSent] = {}
         self._eras = list(routed.eras)
+        self._together = Together(gatherer, known=self._surely, settled=self._settled, feed=self.feed)
+
+    def take(self, block: Block, first: int = 0) -> int:
+        """Take the messages of a block from the number ``first`` on, until there are no more or a piece is full.
+
+        Returns the number of the one to go on with. Raises as `feed` does.
+        """
+        return self._together.take(block, first)
+
+    def _surely(self, oid: bytes) -> object:
+        known = self._layouts.get(oid, UNSURE)
+        return UNSURE if isinstance(known, SourceTableChanged) else known
+
+    def _settled(self, lsn: int) -> bool:
+        return not self._eras or lsn < self._eras[0]
 
     def changes(self, messages: Iterator[bytes], at: int = 0) -> bytes | None:
         """Take messages as long as they are changes of tables that were looked up, and a piece has room for them.

@@ -159,30 +159,42 @@ class SlotCopy:
         """The descriptor to wait on."""
         return self._pgconn.socket
 
-    def receive(self) -> int:
-        """Take what the socket has, up to 16 kB or so. Returns the events to wait for when there is no more."""
-        with self._answers():
-            sending = self._pgconn.flush()
-            self._pgconn.consume_input()
-        return select.POLLIN | (select.POLLOUT if sending else 0)
+    def receive(self, most: int) -> tuple[list[memoryview], int]:
+        """Take the CopyData messages that have come, until there are ``most`` bytes of them or so.
 
-    def messages(self) -> Iterator[bytes]:
-        """The CopyData messages received."""
+        Also returns the events to wait for when there is no more.
+        """
+        taken: list[memoryview] = []
+        size = -1
+        sending = 0
         with self._answers():
-            while self._state in _BEFORE:
-                if not self._next_result():
-                    return
-            if self._state == pq.ExecStatus.COPY_OUT:
-                get = self._pgconn.get_copy_data
-                size, data = get(1)
-                while size > 0:
-                    yield bytes(data)
-                    size, data = get(1)
-                if size == 0:
-                    return
-                self._state = pq.ExecStatus.COMMAND_OK
-            while self._state is not None and self._next_result():
-                pass
+            while size < most and not self.done:
+                sending = self._pgconn.flush()
+                self._pgconn.consume_input()
+                before, size = size, self._take(taken, max(size, 0))
+                if size == before or not size:
+                    break
+        return taken, select.POLLIN | (select.POLLOUT if sending else 0)
+
+    def _take(self, taken: list[memoryview], size: int) -> int:
+        """Take what libpq has of the server's answers. ``size`` is that of what was taken before; returns it with that
+        of the messages that were added."""
+        while self._state in _BEFORE:
+            if not self._next_result():
+                return size
+        if self._state == pq.ExecStatus.COPY_OUT:
+            get, add = self._pgconn.get_copy_data, taken.append
+            count, data = get(1)
+            while count > 0:
+                add(data)
+                size += count
+                count, data = get(1)
+            if count == 0:
+                return size
+            self._state = pq.ExecStatus.COMMAND_OK
+        while self._state is not None and self._next_result():
+            pass
+        return size
 
     def _next_result(self) -> bool:
         """Take the server's next answer, if it has come."""
@@ -197,7 +209,10 @@ class SlotCopy:
             raise psycopg.errors.error_from_result(result, encoding="utf-8")
         else:
             self._state = pq.ExecStatus(result.status)
-            if self._state == pq.ExecStatus.TUPLES_OK and result.get_value(0, 0) != format_lsn(self._after or 0).encode():
+            if (
+                self._state == pq.ExecStatus.TUPLES_OK
+                and result.get_value(0, 0) != format_lsn(self._after or 0).encode()
+            ):
                 raise errors.StreamMalformed("a copy of the slot does not stand where it was moved to")
         return True
 

@@ -41,9 +41,11 @@ from datetime import timedelta
 from typing import Protocol
 
 from towline.errors import StreamMalformed
-from towline.source.postgres.gather import Gatherer, TupleBatch
-from towline.source.postgres.pgoutput import CHANGES, EPOCH, Decoder, Layouts, RelationSent, parse
+from towline.source.postgres.gather import Gatherer
+from towline.source.postgres.pgoutput import CHANGES, Decoder, Layouts, RelationSent, parse
 from towline.source.postgres.routed import Routed
+from towline.source.postgres.together import EPOCH
+from towline.source.postgres.tuple_batch import TupleBatch
 
 _START = struct.Struct(">cIB")
 _STOP = struct.Struct(">c")

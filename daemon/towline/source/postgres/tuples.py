@@ -24,8 +24,8 @@ need a value from somewhere else (an old tuple) are made one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,7 @@ import numpy as np
 from towline.change import DELETE, INSERT, UPDATE, Format, Relation, RowSet
 from towline.errors import StreamMalformed
 from towline.frame import Frame, frame_row
+from towline.source.postgres.block import PAD, numbers
 from towline_transforms.schema import TableName
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ _INSERT, _UPDATE, _DELETE = ord("I"), ord("U"), ord("D")
 _NEW, _KEY, _OLD = ord("N"), ord("K"), ord("O")
 #: Bytes of a change before its first tuple: kind, OID, marker.
 HEAD = 6
+#: NULL, in a framed row.
+_NULL_VALUE = b"\xff\xff\xff\xff"
 #: Dropped bytes are numbered where they are less than one in so many.
 _NUMBERED = 16
-#: Zeros after the joined messages, so that a length can be read at any place within them.
-_PAD = bytes(8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,21 +118,21 @@ class _Cells:
         )
 
 
-def row_set(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: int, skip: int = 0) -> RowSet:
-    """Frame the changes of one relation; ``messages`` hold one each, from offset ``at`` on.
+def row_set(layout: Layout, data: bytes, heads: Ints, ends: Ints, orders: Ints, skip: int = 0) -> RowSet:
+    """Frame changes of one relation: each is ``data[head:end]``, and after the last there is `block.PAD`, or more.
 
     ``skip``: bytes between a change's kind and the OID (an xid, in parts of streamed transactions).
-    Raises StreamMalformed when a message is not a change of that layout.
+    Raises StreamMalformed when one is not a change of that layout.
     """
-    return widened(layout, _sent(layout, messages, orders, at, skip))
+    first, last = int(heads[0]), int(ends[-1])
+    if first or last + len(PAD) < len(data):  # masks are made of all that is there
+        data, heads, ends = data[first : last + len(PAD)], heads - first, ends - first
+    return widened(layout, _sent(layout, data, heads, ends, orders, skip))
 
 
-def _sent(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: int, skip: int) -> RowSet:
+def _sent(layout: Layout, data: bytes, heads: Ints, ends: Ints, orders: Ints, skip: int) -> RowSet:
     """As `row_set`, of the columns that were sent only."""
-    data = b"".join((*messages, _PAD))
     buffer = np.frombuffer(data, dtype=np.uint8)
-    ends = np.cumsum(np.fromiter(map(len, messages), dtype=np.int64, count=len(messages)))
-    heads = np.concatenate((np.zeros(1, dtype=np.int64), ends[:-1])) + at
     tuples = heads + (HEAD + skip)
     if bool((tuples > ends).any()):
         raise malformed(layout, "a change ends before its first tuple")
@@ -140,12 +141,11 @@ def _sent(layout: Layout, messages: Sequence[bytes], orders: Sequence[int], at: 
 
     has_old = markers != _NEW
     if not has_old.any():
-        new = _walk(layout, buffer, tuples, ends, new=True)
+        new = _walk(layout, data, buffer, tuples, ends, new=True)
         _check_ends(layout, new.end, ends, kinds == _INSERT, new)
         rows = _compact(layout, buffer, new, None)
         ops = np.where(kinds == _INSERT, INSERT, UPDATE).astype(np.uint8)
-        order = np.fromiter(orders, dtype=np.int64, count=len(orders))
-        return RowSet(layout.relation, rows, ops, order, _missing(layout, new, None))
+        return RowSet(layout.relation, rows, ops, orders, _missing(layout, new, None))
     return _with_old(layout, data, buffer, kinds, has_old, tuples, ends, orders)
 
 
@@ -157,12 +157,12 @@ def _with_old(
     has_old: Mask,
     tuples: Ints,
     ends: Ints,
-    orders: Sequence[int],
+    orders: Ints,
 ) -> RowSet:
     """The general case: some changes have an old tuple, and some of them yield a deletion."""
     with_old = np.flatnonzero(has_old)
     with_new = np.flatnonzero(kinds != _DELETE)
-    old = _walk(layout, buffer, tuples[with_old], ends[with_old], new=False)
+    old = _walk(layout, data, buffer, tuples[with_old], ends[with_old], new=False)
     new_at = tuples.copy()
     updated = kinds[with_old] == _UPDATE
     if bool((old.kinds[list(layout.key)] != layout.value).any()):
@@ -170,7 +170,7 @@ def _with_old(
     if bool((buffer[old.end[updated]] != _NEW).any()):
         raise malformed(layout, "an update has no new tuple")
     new_at[with_old] = old.end + 1
-    new = _walk(layout, buffer, new_at[with_new], ends[with_new], new=True)
+    new = _walk(layout, data, buffer, new_at[with_new], ends[with_new], new=True)
     tuple_ends = ends.copy()
     tuple_ends[with_new] = new.end
     tuple_ends[with_old[~updated]] = old.end[~updated]
@@ -199,7 +199,7 @@ def _with_old(
         rows = _refill(layout, data, all_, rows, filled)
     missing = _missing(layout, all_, filled)
     ops = np.where(is_gone, DELETE, np.where(kinds[changes] == _INSERT, INSERT, UPDATE)).astype(np.uint8)
-    order = np.fromiter(orders, dtype=np.int64, count=len(orders))[changes]
+    order = orders[changes]
     back = {row_of[change]: row_of[change] - 1 for change in moved if row_of[change] in missing}
     return RowSet(layout.relation, rows, ops, order, missing, {}, back)
 
@@ -238,11 +238,10 @@ def _check_ends(layout: Layout, found: Ints, ends: Ints, inserted: Mask, new: _C
         raise malformed(layout, "a value of an inserted row was not sent")
 
 
-def _walk(layout: Layout, buffer: Bytes, begin: Ints, ends: Ints, *, new: bool) -> _Cells:
+def _walk(layout: Layout, data: bytes, buffer: Bytes, begin: Ints, ends: Ints, *, new: bool) -> _Cells:
     """Find the columns of the tuples that begin at those offsets and end at or before ``ends``."""
     width, count = len(layout.places), len(begin)
-    # Any four bytes as an int32, wherever they begin.
-    words: Any = np.ndarray((len(buffer) - 3,), dtype=">u4", buffer=buffer, strides=(1,))
+    words = numbers(data, ">u4")
     if bool((begin + 2 > ends).any()):
         raise malformed(layout, "a tuple ends before its number of columns")
     if bool(((buffer[begin].astype(np.int64) << 8 | buffer[begin + 1]) != width).any()):
@@ -312,10 +311,12 @@ def _compact(layout: Layout, buffer: Bytes, cells: _Cells, keys_only: Mask | Non
             rank += 1
     starts = np.zeros(count + 1, dtype=np.int64)
     np.cumsum(sizes.sum(axis=0) + 2, out=starts[1:])
-    out = _fill(buffer, keep, starts, sizes, nulls)
+    kept = buffer[keep]
     if width != len(layout.places):  # the number of columns, as it is now
-        out[starts[:-1]], out[starts[:-1] + 1] = width >> 8, width & 0xFF
-    return Frame(out.tobytes(), starts, width).project(layout.reorder)
+        before = np.cumsum(nulls.sum(axis=0)) - nulls.sum(axis=0)
+        heads = starts[:-1] - before * len(_NULL_VALUE)
+        kept[heads], kept[heads + 1] = width >> 8, width & 0xFF
+    return Frame(_fill(kept, starts, sizes, nulls), starts, width).project(layout.reorder)
 
 
 def _within(begin: Ints, end: Ints, size: int) -> Mask:
@@ -337,16 +338,21 @@ def _unmark(keep: Mask, begin: Ints, end: Ints) -> None:
     keep[np.repeat(begin - first, lengths) + np.arange(int(lengths.sum()))] = False
 
 
-def _fill(buffer: Bytes, keep: Mask, starts: Ints, sizes: Ints, nulls: Mask) -> Bytes:
-    """The kept bytes in order, with a length of -1 put in for each null."""
-    if not nulls.any():
-        return buffer[keep]
-    at = np.cumsum(sizes, axis=0) - sizes + (starts[:-1] + 2)
-    out = np.full(int(starts[-1]), 0xFF, dtype=np.uint8)
-    taken = np.ones(len(out), dtype=np.bool_)
-    taken[at[nulls][:, None] + np.arange(4)] = False
-    out[taken] = buffer[keep]
-    return out
+def _fill(kept: Bytes, starts: Ints, sizes: Ints, nulls: Mask) -> bytes:
+    """The kept bytes, with a length of -1 put in for each null."""
+    count = int(nulls.sum())
+    if not count:
+        return kept.tobytes()
+    at = (np.cumsum(sizes, axis=0) - sizes + (starts[:-1] + 2)).T[nulls.T]  # ascending
+    if count > nulls.shape[1]:
+        out = np.full(int(starts[-1]), 0xFF, dtype=np.uint8)
+        taken = np.ones(len(out), dtype=np.bool_)
+        taken[at[:, None] + np.arange(len(_NULL_VALUE))] = False
+        out[taken] = kept
+        return out.tobytes()
+    data = kept.tobytes()
+    cuts = (at - np.arange(count) * len(_NULL_VALUE)).tolist()
+    return _NULL_VALUE.join([data[begin:end] for begin, end in pairwise([0, *cuts, len(data)])])
 
 
 def _value(layout: Layout, data: bytes, cells: _Cells, sent: int, row: int) -> bytes | None:

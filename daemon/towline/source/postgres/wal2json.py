@@ -36,6 +36,7 @@ from towline.change import DELETE, INSERT, UPDATE, Relation
 from towline.errors import SourceTableChanged, StreamMalformed
 from towline.frame import frame_row
 from towline.position import parse_lsn
+from towline.source.postgres.block import Block
 from towline.source.postgres.gather import FramedRow, Gatherer, RowBatch
 from towline.source.postgres.routed import NEWEST, Routed, check_added, lacking, whole_tables
 from towline_transforms.schema import TableName
@@ -123,6 +124,14 @@ class Decoder:
         #: Relations of which all columns were seen: one that is absent later was dropped.
         self._seen_whole: set[int] = set()
         self._json = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_no_constant)
+
+    def take(self, block: Block, first: int = 0) -> int:
+        """See `towline.source.postgres.pgoutput.Decoder.take`."""
+        for number in range(first, len(block)):
+            self.feed(block.message(number), block.at)
+            if self._gatherer.full:
+                return number + 1
+        return len(block)
 
     def changes(self, messages: Iterator[bytes], at: int = 0) -> bytes | None:
         """The next message, which is for `feed`: here all are alike. None when there are no more."""

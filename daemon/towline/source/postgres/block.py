@@ -1,0 +1,62 @@
+"""Messages that came together: as one run of bytes, with the places where each begins and ends (numpy arrays).
+
+Looking at a message costs about as much as a change is worth, and at a thousand of them at once not much more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+    Ints = NDArray[np.int64]
+else:
+    Bytes = Ints = Any
+
+#: Zeros after the joined messages, so that a number of up to 8 bytes can be read at any place within them.
+PAD = bytes(8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Message *i* is ``data[begins[i]:ends[i]]``, ``at`` bytes of it the envelope. After the last there is `PAD`."""
+
+    data: bytes
+    begins: Ints
+    ends: Ints
+    at: int = 0
+
+    @classmethod
+    def of(cls, messages: Sequence[bytes | memoryview], at: int = 0) -> Block:
+        """Join messages."""
+        sizes = np.fromiter(map(len, messages), dtype=np.int64, count=len(messages))
+        ends = np.cumsum(sizes)
+        return cls(b"".join((*messages, PAD)), ends - sizes, ends, at)
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+    def message(self, number: int) -> bytes:
+        """One of them, with its envelope."""
+        return self.data[int(self.begins[number]) : int(self.ends[number])]
+
+    def part(self, first: int, stop: int) -> Block:
+        """Some of them."""
+        return Block(self.data, self.begins[first:stop], self.ends[first:stop], self.at)
+
+    @property
+    def bytes(self) -> Bytes:
+        """All of them."""
+        return np.frombuffer(self.data, dtype=np.uint8)
+
+
+def numbers(data: bytes, form: str) -> Any:
+    """The number of that form (big endian, as ``>u4``) that begins at any byte: an array to be indexed by places."""
+    size = np.dtype(form).itemsize
+    return np.ndarray((len(data) - size + 1,), dtype=form, buffer=data, strides=(1,))

@@ -24,7 +24,7 @@ else:
 #: Fewer tuples than this are framed one by one.
 FEW = 40
 #: As many values are framed together: what is worked on then stays in the processor's cache, however wide the table.
-BLOCK = 20_000
+BLOCK = 40_000
 #: Messages that lie so far apart that the bytes between are more than so many times theirs are put together first.
 APART = 2
 

@@ -247,25 +247,36 @@ def _walk(layout: Layout, data: bytes, buffer: Bytes, begin: Ints, ends: Ints, *
     if bool(((buffer[begin].astype(np.int64) << 8 | buffer[begin + 1]) != width).any()):
         raise malformed(layout, f"a tuple does not have {width} columns")
     kinds = np.empty((width, count), dtype=np.uint8)
-    places = np.empty((width, count), dtype=np.int64)
+    places = np.empty((width + 1, count), dtype=np.int64)
     lengths = np.zeros((width, count), dtype=np.int64)
-    at = begin + 2
-    for column in range(width):
-        kind = buffer[at]
-        has_value = kind == layout.value
-        kinds[column], places[column] = kind, at
-        if has_value.all():
-            length = words[at + 1].astype(np.int64)
-            at = at + 5 + length
-            lengths[column] = length
-        else:
-            _check_kinds(layout, column, kind[~has_value], new=new)
-            length = np.where(has_value, words[at + 1], 0).astype(np.int64)
-            at = at + 1 + length + 4 * has_value
-            lengths[column] = length
-        if bool((at > ends).any()):  # until here only the padding was read, if anything beyond the end
-            raise malformed(layout, f"a change ends inside column {column + 1} of {width}")
-    return _Cells(kinds, places, lengths, begin, at)
+    places[0] = begin + 2
+    column = 0
+    try:
+        for column, (at, after, length) in enumerate(zip(places[:-1], places[1:], lengths, strict=True)):
+            kinds[column] = kind = buffer[at]
+            length[:] = words[at + 1]
+            if kind.tobytes().count(layout.value) == count:
+                np.add(at, length, out=after)
+                after += 5
+            else:
+                has_value = kind == layout.value
+                _check_ranges(layout, places[: column + 1], ends)  # rather than the kind of what is no column
+                _check_kinds(layout, column, kind[~has_value], new=new)
+                length *= has_value
+                np.add(at, length, out=after)
+                after += 1 + 4 * has_value
+    except IndexError:  # a length reaches beyond all messages
+        raise malformed(layout, f"a change ends inside column {column} of {width}") from None
+    _check_ranges(layout, places, ends)
+    return _Cells(kinds, places[:-1], lengths, begin, places[-1])
+
+
+def _check_ranges(layout: Layout, places: Ints, ends: Ints) -> None:
+    """Columns begin, and end, within their messages."""
+    beyond = places > ends
+    if beyond.any():
+        column = int(beyond.any(axis=1).argmax())
+        raise malformed(layout, f"a change ends inside column {column} of {len(layout.places)}")
 
 
 def _check_kinds(layout: Layout, column: int, kinds: Bytes, *, new: bool) -> None:
@@ -290,25 +301,22 @@ def _compact(layout: Layout, buffer: Bytes, cells: _Cells, keys_only: Mask | Non
     count = len(cells.begin)
     width = len(layout.wanted)
     keep = _within(cells.begin, cells.end, len(buffer))
-    null = cells.kinds != layout.value
-    if keys_only is not None:
-        for sent in layout.wanted:
-            if sent not in layout.key:
-                null[sent] |= keys_only
-    sizes = np.empty((width, count), dtype=np.int64)
-    nulls = np.empty((width, count), dtype=np.bool_)
-    rank = 0
-    for sent, place in enumerate(layout.places):
-        at, length = cells.at[sent], cells.lengths[sent]
-        keep[at] = False
-        dropped = null[sent] if place >= 0 else np.ones(count, dtype=np.bool_)
-        gone = dropped & (cells.kinds[sent] == layout.value)
-        if gone.any():
-            _unmark(keep, at[gone] + 1, at[gone] + 5 + length[gone])
-        if place >= 0:
-            sizes[rank] = np.where(dropped, 4, 4 + length)
-            nulls[rank] = dropped
-            rank += 1
+    keep[cells.at] = False
+    nulls, sizes = cells.kinds != layout.value, cells.lengths + 4
+    if keys_only is not None or width != len(layout.places):
+        dropped = nulls.copy()
+        for sent, place in enumerate(layout.places):
+            if place < 0:
+                dropped[sent] = True
+            elif keys_only is not None and sent not in layout.key:
+                dropped[sent] |= keys_only
+        for sent in np.flatnonzero((dropped > nulls).any(axis=1)).tolist():
+            gone = dropped[sent] & ~nulls[sent]
+            at = cells.at[sent][gone]
+            _unmark(keep, at + 1, at + 5 + cells.lengths[sent][gone])
+        wanted = list(layout.wanted)
+        nulls = dropped[wanted]
+        sizes = np.where(nulls, 4, sizes[wanted])
     starts = np.zeros(count + 1, dtype=np.int64)
     np.cumsum(sizes.sum(axis=0) + 2, out=starts[1:])
     kept = buffer[keep]

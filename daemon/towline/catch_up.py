@@ -30,8 +30,8 @@ class Bounds:
     source a pass over the log from the restart position on.
     """
 
-    enter: int = 64 << 20
-    leave: int = 8 << 20
+    enter: int = 32 << 20
+    leave: int = 4 << 20
     least: int = 16 << 20
     most: int = 512 << 20
     follow: int = 256 << 20

@@ -63,7 +63,7 @@ class Frame:
         return len(self.starts) - 1
 
     @classmethod
-    def of_rows(cls, rows: Sequence[bytes], width: int) -> Frame:
+    def of_rows(cls, rows: Sequence[bytes | memoryview], width: int) -> Frame:
         """Join rows that are framed already."""
         starts = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)), out=starts[1:])

@@ -161,6 +161,44 @@ def test_in_gulps(source: Source) -> None:
     until(lambda: source.confirmed() >= end)
 
 
+@pytest.mark.parametrize("offset", [0, 8, 23, 24, 4000])
+def test_where_gulps_meet(source: Source, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sessions divide the log between them, wherever a gulp ends: within a record, at its end, or in the header of
+    a page, behind which a record comes with both. Nothing is left out, and nothing comes twice."""
+    page, count = 8192, 3000
+    monkeypatch.setattr(
+        CatchUp,
+        "gulp",
+        lambda self, end, position, restart: upto if (upto := (position // page + 1) * page + offset) < end else 0,
+    )
+    rows = f"DO $$ BEGIN FOR i IN 1..{count} LOOP INSERT INTO t VALUES (i, i, NULL); COMMIT; END LOOP; END $$"
+    source.run("SET synchronous_commit = off", rows, "SET synchronous_commit = on", "CHECKPOINT")
+    stream = source.open(Bounds(enter=1, leave=1))
+    found = flat(read_to(stream, source.position()))
+    assert [row[0] for _, _, row in found] == [str(number) for number in range(1, count + 1)]
+    assert source.points.count("gulp-read") > 20
+    assert source.told == ["catching up", "streaming"]
+
+
+def test_no_second_slot(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One session does, if there is no slot for another."""
+    copies = []
+
+    def copy(session: slot_copy.SlotCopy) -> None:
+        copies.append(session)
+        if len(copies) > 1:
+            raise slot_copy.Refused(NotSetUp("all replication slots are in use"))
+        there(session)
+
+    there = slot_copy.SlotCopy.copy
+    monkeypatch.setattr(slot_copy.SlotCopy, "copy", copy)
+    keys = insert(source)
+    stream = source.open(Bounds(enter=1, leave=1, least=300_000, most=300_000, follow=1 << 30))
+    assert [row[0] for _, _, row in flat(read_to(stream, source.position()))] == keys
+    until(lambda: stream.poll(0.1) is None and source.told == ["catching up", "streaming"])
+    assert len(copies) == 2
+
+
 def test_a_transaction_larger_than_a_piece(source: Source) -> None:
     """It is not left within one, though the stream would be near."""
     keys = insert(source, 1, 5000)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -18,11 +19,13 @@ from psycopg.errors import error_from_result
 from towline.frame import COPY_HEADER, COPY_TRAILER
 
 _SECONDS_TO_CANCEL = 10.0
+#: The server sends 8 kB at a time, and wakes up whoever waits for each: let some more come (seconds).
+NAP = 0.0005
 
 
 def copy_out(
     connection: psycopg.Connection, statement: bytes, max_bytes: int | None = None
-) -> tuple[list[bytes], bool]:
+) -> tuple[list[bytes | memoryview], bool]:
     """The framed rows of a ``COPY … TO STDOUT (FORMAT binary)``.
 
     Beyond ``max_bytes`` the statement is cancelled, and the second result is True: there may be more rows. The
@@ -33,16 +36,22 @@ def copy_out(
     _flush(pgconn)
     _check(pgconn, _result(pgconn), pq.ExecStatus.COPY_OUT)
     get = pgconn.get_copy_data
-    rows: list[bytes] = []
+    rows: list[bytes | memoryview] = []
     keep = rows.append
     room = sys.maxsize if max_bytes is None else max_bytes
-    cut = False
+    cut = looked = False
     while (received := get(1))[0] >= 0:
         length, data = received
-        if length == 0:
-            _read_more(pgconn)
-        elif not cut:
-            keep(bytes(data))
+        if not length:
+            if looked:
+                _await(pgconn)
+                time.sleep(NAP)
+            pgconn.consume_input()
+            looked = True
+            continue
+        looked = False
+        if not cut:
+            keep(data)
             room -= length
             if room < 0:
                 cut = True
@@ -53,7 +62,7 @@ def copy_out(
         if not cut:
             raise
     # The header comes with the first row, the trailer by itself or, when there are no rows, with the header.
-    rows[0] = rows[0].removeprefix(COPY_HEADER)
+    rows[0] = bytes(rows[0]).removeprefix(COPY_HEADER)
     if rows[-1] == COPY_TRAILER:
         del rows[-1]
     return rows, cut
@@ -82,10 +91,14 @@ def _flush(pgconn: pq.abc.PGconn) -> None:
             pgconn.consume_input()
 
 
-def _read_more(pgconn: pq.abc.PGconn) -> None:
+def _await(pgconn: pq.abc.PGconn) -> None:
     poll = select.poll()
     poll.register(pgconn.socket, select.POLLIN)
     poll.poll()
+
+
+def _read_more(pgconn: pq.abc.PGconn) -> None:
+    _await(pgconn)
     pgconn.consume_input()
 
 

@@ -25,6 +25,7 @@ from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from tests.support.proxy import Proxy
 from tests.support.wire import Message, Trap
+from towline import catch_up
 from towline.demo.server import Server
 from towline.source.postgres import stream
 
@@ -198,6 +199,15 @@ def test_inserted_rows(counting: Making) -> None:
     assert growth.down < 1.5 * row + AROUND, growth
     assert growth.requests < 12, growth
     assert growth.statements < 25, growth
+
+
+def test_rows_of_a_backlog(counting: Making, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through SQL, a row is hardly looked at by itself."""
+    monkeypatch.setattr(catch_up, "BOUNDS", catch_up.Bounds(enter=1, leave=1))
+    made = counting("SELECT 1", "  - {from: public.orders, into: replica.orders}")
+    growth = grown(made, INSERTS)
+    assert growth.calls < 2, growth
+    assert growth.requests < 12, growth
 
 
 def test_hot_keys(counting: Making) -> None:

@@ -225,7 +225,7 @@ class Spooled:
         with tempfile.TemporaryDirectory() as directory, closing(Spool(Path(directory), 1 << 30)) as spool:
             transaction = spool.open()
             for number, message in enumerate(messages):
-                transaction.add(message)
+                transaction.add([message])
                 if number % 40 == 39:
                     transaction.flush()
             transaction.flush()
@@ -238,7 +238,7 @@ class Spooled:
             os.pwrite(file.fileno(), data, 0)
             with _bounded(len(written)):
                 try:
-                    read_back = [message for block in transaction.blocks() for message in block]
+                    read_back = [m for block in transaction.blocks() for m in block.messages(0, len(block))]
                 except SpoolCorrupt:
                     return
                 assert read_back == list(messages), "what was not written was read"

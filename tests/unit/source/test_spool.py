@@ -26,7 +26,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 
 def messages_of(transaction: SpooledTransaction) -> list[bytes]:
     """Everything in it."""
-    return [message for block in transaction.blocks() for message in block]
+    return [message for block in transaction.blocks() for message in block.messages(0, len(block))]
 
 
 def noise(dice: random.Random, size: int) -> bytes:
@@ -42,7 +42,7 @@ def test_what_goes_in_comes_out(spool: Spool) -> None:
     for _ in range(3000):
         which = dice.randrange(3)
         message = bytes(dice.choices(b"abc", k=dice.choice([0, 1, 30, 900])))
-        transactions[which].add(message)
+        transactions[which].add([message])
         put[which].append(message)
         if dice.random() < 0.01:
             transactions[which].flush()
@@ -62,7 +62,7 @@ def test_a_message_larger_than_a_block(spool: Spool) -> None:
     transaction = spool.open()
     large = b"x" * (3 * module.BLOCK)
     for message in (b"a", large, b"b"):
-        transaction.add(message)
+        transaction.add([message])
     assert messages_of(transaction) == [b"a", large, b"b"]
 
 
@@ -70,12 +70,12 @@ def test_small_transactions_stay_in_memory(spool: Spool, tmp_path: Path) -> None
     """No file is made for less than a block; many of them together are written, the largest first."""
     few = [spool.open() for _ in range(50)]
     for number, transaction in enumerate(few):
-        transaction.add(bytes(module.BLOCK // 2 + number))
+        transaction.add([bytes(module.BLOCK // 2 + number)])
     spool.settle()
     assert spool.bytes == 0
     more = [spool.open() for _ in range(20)]
     for transaction in more:
-        transaction.add(bytes(module.BLOCK - 1))
+        transaction.add([bytes(module.BLOCK - 1)])
     spool.settle()
     assert spool.bytes > 0
     assert sum(transaction.held for transaction in (*few, *more)) <= module.HELD
@@ -85,7 +85,7 @@ def test_small_transactions_stay_in_memory(spool: Spool, tmp_path: Path) -> None
 def test_files_have_no_names(spool: Spool, tmp_path: Path) -> None:
     """Nothing is left in the directory, whatever becomes of the process."""
     transaction = spool.open()
-    transaction.add(b"x" * module.BLOCK)
+    transaction.add([b"x" * module.BLOCK])
     assert spool.bytes > 0
     assert list(tmp_path.iterdir()) == []
 
@@ -96,11 +96,11 @@ def test_full(spool: Spool) -> None:
     one, other = spool.open(), spool.open()
     with pytest.raises(SpoolFull, match=r"more than spool\.max_bytes \(1048576\) in .* \(transactions: 2\)"):
         for _ in range(10):
-            one.add(noise(dice, module.BLOCK))
+            one.add([noise(dice, module.BLOCK)])
     assert spool.bytes <= 1 << 20
     one.drop()
     assert spool.bytes == 0
-    other.add(noise(dice, module.BLOCK))
+    other.add([noise(dice, module.BLOCK)])
 
 
 class Broken:
@@ -136,7 +136,7 @@ def test_disk(number: int, kind: type[Exception], spool: Spool, monkeypatch: pyt
     monkeypatch.setattr(spool, "_file", lambda: Broken(5000, number))
     transaction = spool.open()
     with pytest.raises(kind, match=os.strerror(number)):
-        transaction.add(noise(random.Random(5), module.BLOCK))
+        transaction.add([noise(random.Random(5), module.BLOCK)])
     transaction.drop()
     assert spool.bytes == 0
 
@@ -154,7 +154,7 @@ def test_directory_that_goes(tmp_path: Path) -> None:
     spool = Spool(directory, 1 << 20)
     directory.rmdir()
     with pytest.raises(SpoolFailed, match="No such file or directory"):
-        spool.open().add(bytes(module.BLOCK))
+        spool.open().add([bytes(module.BLOCK)])
 
 
 def test_cut(spool: Spool) -> None:
@@ -165,7 +165,7 @@ def test_cut(spool: Spool) -> None:
     for _ in range(60):
         for _ in range(dice.randrange(1, 200)):
             put.append(noise(dice, dice.choice([0, 50, 700])))
-            transaction.add(put[-1])
+            transaction.add([put[-1]])
         if dice.random() < 0.3:
             transaction.flush()
         if dice.random() < 0.6:
@@ -178,7 +178,7 @@ def test_cut(spool: Spool) -> None:
             assert spool.bytes == transaction.size == os.fstat(transaction._file.fileno()).st_size
     for _ in range(900):
         put.append(noise(dice, 700))
-        transaction.add(put[-1])
+        transaction.add([put[-1]])
     transaction.flush()
     before = spool.bytes
     assert before > module.BLOCK
@@ -194,7 +194,7 @@ def test_corrupt(place: int, spool: Spool) -> None:
     dice = random.Random(6)
     transaction = spool.open()
     for _ in range(2 * module.BLOCK // 100):
-        transaction.add(noise(dice, 100))
+        transaction.add([noise(dice, 100)])
     file = transaction._file
     assert file is not None
     size = os.fstat(file.fileno()).st_size
@@ -207,7 +207,7 @@ def test_corrupt(place: int, spool: Spool) -> None:
 def test_truncated(spool: Spool) -> None:
     """So is a file that lost its end."""
     transaction = spool.open()
-    transaction.add(b"x" * module.BLOCK)
+    transaction.add([b"x" * module.BLOCK])
     assert transaction._file is not None
     os.ftruncate(transaction._file.fileno(), spool.bytes - 1)
     with pytest.raises(SpoolCorrupt):

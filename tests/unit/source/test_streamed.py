@@ -13,6 +13,9 @@ from tests.unit.source.rows import Change, Row, changes, feed, relation, rows_of
 from tests.unit.source.test_pgoutput import EXPECTED, SMALL, B, C, I, R, decode, ins, routed
 from towline.change import DELETE, INSERT, UPDATE, Format, Piece, Relation
 from towline.errors import SourceTableChanged, SourceTruncated, StreamMalformed
+from towline.source.postgres import streamed as streamed_module
+from towline.source.postgres import under_way
+from towline.source.postgres.block import Block
 from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.routed import Routed
 from towline.source.postgres.streamed import StreamingDecoder
@@ -36,10 +39,12 @@ class Memory:
 class MemoryTransaction:
     def __init__(self, memory: Memory) -> None:
         self.messages: list[bytes] = []
+        self.additions = 0
         self._memory = memory
 
-    def add(self, message: bytes) -> None:
-        self.messages.append(message)
+    def add(self, messages: Sequence[bytes]) -> None:
+        self.messages += messages
+        self.additions += 1
 
     @property
     def count(self) -> int:
@@ -48,9 +53,9 @@ class MemoryTransaction:
     def cut(self, count: int) -> None:
         del self.messages[count:]
 
-    def blocks(self) -> Iterator[list[bytes]]:
-        yield self.messages[:3]
-        yield self.messages[3:]
+    def blocks(self) -> Iterator[Block]:
+        yield Block.of(self.messages[:3])
+        yield Block.of(self.messages[3:])
 
     def drop(self) -> None:
         self._memory.kept.remove(self)
@@ -58,6 +63,28 @@ class MemoryTransaction:
 
 def unpaced() -> None:
     """As fast as can be."""
+
+
+#: Another table that is routed.
+OTHER = relation("u", ["id:int4", "v:text"], ["id"])
+
+
+def pieces_of(messages: Sequence[bytes], max_rows: int, max_bytes: int) -> list[Piece]:
+    """All pieces of the messages, each of which is taken as soon as it is full."""
+    gatherer = Gatherer[TupleBatch](0, max_rows, max_bytes)
+    taken: list[Piece] = []
+
+    def pace() -> None:
+        while gatherer.full:
+            taken.append(gatherer.cut_full())
+
+    decoder = StreamingDecoder(Routed([*SMALL, OTHER]), gatherer, Memory(), pace)
+    for message in messages:
+        decoder.feed(message)
+    while (piece := gatherer.cut()) is not None:
+        taken.append(piece)
+    assert gatherer.empty
+    return taken
 
 
 def streamed(
@@ -227,6 +254,65 @@ def test_table_not_routed() -> None:
     assert ids([gatherer.cut_full()]) == [2]
 
 
+def test_changes_are_kept_many_at_a_time() -> None:
+    """Those of tables and subtransactions that are known already; a rollback and a description begin anew."""
+    memory = Memory()
+    decoder = StreamingDecoder(Routed(SMALL), Gatherer[TupleBatch](0), memory, unpaced)
+    for message in [S(7), of(7, T), of(7, row(1)), of(8, row(2)), of(9, row(3))]:
+        decoder.feed(message)
+    (kept,) = memory.kept
+    there, additions = kept.count, kept.additions
+    assert decoder.changes(iter([of(8, row(4)), of(7, row(5)), of(9, row(6)), of(8, row(7))])) is None
+    assert (kept.count, kept.additions) == (there + 4, additions + 1)
+    for message in [b"E", abort(7, 8), S(7, 0)]:
+        decoder.feed(message)
+    assert kept.count == there - 2
+    again = of(8, row(8))
+    assert decoder.changes(iter([again])) is again  # nothing is known any more
+    other = R(ID, V, name="other")
+    for message in [of(7, other), of(7, row(9)), of(7, row(10)), of(7, T), of(7, row(11)), b"E", commit(7, 700)]:
+        decoder.feed(message)
+    assert ids([decoder._gatherer.cut_full()]) == [1, 11]
+
+
+def test_more_subtransactions_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their changes are kept all the same, and go with them."""
+    monkeypatch.setattr(under_way, "HEADS", 3)
+    inside = [of(8 + n % 20, row(n)) for n in range(100)]
+    messages = [S(7), of(7, T), *inside, b"E"]
+    assert ids(streamed([*messages, commit(7, 700)])) == list(range(100))
+    assert ids(streamed([*messages, abort(7, 20), commit(7, 700)])) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "max_bytes"), [(7, 1 << 20), (1 << 20, 150), (5, 120), (1, 1), (1 << 20, 1 << 20)]
+)
+@pytest.mark.parametrize("few", [1, 8, 1000])
+@pytest.mark.parametrize("tables", [1, 2])
+def test_pieces_are_cut_where_they_are_full(
+    max_rows: int, max_bytes: int, few: int, tables: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many changes of a transaction are taken at a time: after the same change, and none is left out."""
+    monkeypatch.setattr(streamed_module, "FEW", few)
+    second = R(ID, V, name="u", oid=98)
+    rows = [row(n, "v" * (n % 9)) for n in range(40)]
+    dice = random.Random(max_rows)
+    for number in range(len(rows)):
+        if tables == 2 and dice.random() < 0.3:
+            rows[number] = rows[number][:1] + second[1:5] + rows[number][5:]
+    parts = [S(7), of(7, T), of(7, second), *(of(7, each) for each in rows), b"E", commit(7, 700)]
+    pieces = pieces_of(parts, max_rows, max_bytes)
+    expected: list[list[int]] = [[]]
+    size = 0
+    for number, each in enumerate(rows):
+        expected[-1].append(number)
+        size += len(of(7, each))
+        if len(expected[-1]) >= max_rows or size >= max_bytes:
+            expected.append([])
+            size = 0
+    assert [sorted(ids([piece])) for piece in pieces if piece.rowsets] == [numbers for numbers in expected if numbers]
+
+
 # ---- Descriptions of tables -----------------------------------------------------------------------------------
 
 WIDE = R(V, MORE, ID)
@@ -321,6 +407,8 @@ def test_rows_in_order_whatever_their_descriptions() -> None:
         ([S(7), b"E", abort(7, 7)[:-1]], "wrong length"),
         ([S(7), of(7, row(1)), b"E", commit(7, 500)], "was not described"),
         ([S(7), of(7, T), b"I\0\0\0\7", b"E", commit(7, 500)], "was not described"),
+        ([S(7), of(7, T), of(7, row(1)), of(7, row(2))[:8], of(7, row(3)), b"E", commit(7, 500)], "was not described"),
+        ([S(7), of(7, T), of(7, row(1)), of(7, row(2))[:9], of(7, row(3)), b"E", commit(7, 500)], "ends before"),
         ([S(7), b"P\0\0\0\7"], "cannot stand in a part"),
     ],
 )

@@ -46,6 +46,13 @@ class Block:
         """One of them, with its envelope."""
         return self.data[int(self.begins[number]) : int(self.ends[number])]
 
+    def messages(self, first: int, stop: int) -> list[bytes]:
+        """Some of them, each by itself, with their envelopes."""
+        data, span = self.data, slice(first, stop)
+        return [
+            data[begin:end] for begin, end in zip(self.begins[span].tolist(), self.ends[span].tolist(), strict=True)
+        ]
+
     def part(self, first: int, stop: int) -> Block:
         """Some of them."""
         return Block(self.data, self.begins[first:stop], self.ends[first:stop], self.at)

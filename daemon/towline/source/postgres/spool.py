@@ -1,7 +1,8 @@
 """Where the messages of transactions under way are kept until these commit: in memory while few, else in files.
 
 A transaction's messages are collected into blocks, which are compressed (each a Zstandard frame with a checksum) and
-appended to a file of its own. What is held uncompressed is bounded: a block for each transaction, and `HELD` bytes for
+appended to a file of its own. A block comes back as it was put together, with the places of its messages, so that
+nobody has to take it apart. What is held uncompressed is bounded: a block for each transaction, and `HELD` bytes for
 all of them together. The files together are bounded by ``max_bytes``; beyond it, or when the file system has no room,
 `SpoolFull` is raised and the spool is of no more use; likewise `SpoolFailed`, when the file system fails.
 
@@ -25,13 +26,14 @@ import sys
 import tempfile
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
 from towline.errors import SpoolCorrupt, SpoolFailed, SpoolFull, SpoolUnusable
+from towline.source.postgres.block import PAD, Block
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -167,10 +169,10 @@ class SpooledTransaction:
     def _filed(self) -> int:
         return self._counts[-1] if self._counts else 0
 
-    def add(self, message: bytes) -> None:
-        """Keep a message. Raises SpoolFull and SpoolFailed."""
-        self._messages.append(message)
-        self.held += len(message)
+    def add(self, messages: Sequence[bytes]) -> None:
+        """Keep messages. Raises SpoolFull and SpoolFailed."""
+        self._messages += messages
+        self.held += sum(map(len, messages))
         if self.held >= BLOCK:
             self.flush()
 
@@ -181,7 +183,7 @@ class SpooledTransaction:
         if self._file is None:
             self._file = self._spool._file()
         sizes = np.fromiter(map(len, self._messages), dtype="<u4", count=len(self._messages))
-        block = b"".join((len(sizes).to_bytes(4, "little"), sizes.tobytes(), *self._messages))
+        block = b"".join((len(sizes).to_bytes(4, "little"), sizes.tobytes(), *self._messages, PAD))
         frame = zstd.compress(block, options=_OPTIONS)
         self._spool._append(self._file, frame, self)
         self._frames.append(len(frame))
@@ -201,21 +203,22 @@ class SpooledTransaction:
             return
         whole = bisect_right(self._counts, count)  # so many blocks stay as they are
         size, before = self.size - sum(self._frames[whole:]), self._counts[whole - 1] if whole else 0
-        self._messages = self._block(size, self._frames[whole])[: count - before] if count > before else []
+        some = count - before
+        self._messages = self._block(size, self._frames[whole]).messages(0, some) if some else []
         self.held = sum(map(len, self._messages))
         self._spool._truncate(self._file, size, self)
         del self._frames[whole:], self._counts[whole:]
 
-    def blocks(self) -> Iterator[list[bytes]]:
+    def blocks(self) -> Iterator[Block]:
         """All messages, some at a time. Raises SpoolCorrupt when a file does not hold what was written to it."""
         if self._file is not None:
             at = 0
             for size in self._frames:
                 yield self._block(at, size)
                 at += size
-        yield self._messages
+        yield Block.of(self._messages)
 
-    def _block(self, at: int, size: int) -> list[bytes]:
+    def _block(self, at: int, size: int) -> Block:
         assert self._file is not None
         try:
             frame = os.pread(self._file.fileno(), size, at)
@@ -225,10 +228,9 @@ class SpooledTransaction:
         except zstd.ZstdError:
             raise SpoolCorrupt(f"{size} bytes at {at} of a transaction's file are not what was written") from None
         count = int.from_bytes(block[:4], "little")
-        begin = 4 + 4 * count
-        ends = np.cumsum(np.frombuffer(block, dtype="<u4", count=count, offset=4), dtype=np.int64) + begin
-        starts = [begin, *ends[:-1].tolist()]
-        return [block[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
+        sizes = np.frombuffer(block, dtype="<u4", count=count, offset=4)
+        ends = np.cumsum(sizes, dtype=np.int64) + (4 + 4 * count)
+        return Block(block, ends - sizes, ends)
 
     def drop(self) -> None:
         """Forget it, and free what it takes. May be called twice."""

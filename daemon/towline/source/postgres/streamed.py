@@ -33,19 +33,20 @@ Source: https://www.postgresql.org/docs/current/protocol-logicalrep-message-form
 from __future__ import annotations
 
 import struct
-from array import array
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Protocol
+
+import numpy as np
 
 from towline.errors import StreamMalformed
+from towline.source.postgres.block import Block, numbers
 from towline.source.postgres.gather import Gatherer
-from towline.source.postgres.pgoutput import CHANGES, Decoder, Layouts, RelationSent, parse
+from towline.source.postgres.pgoutput import Decoder, Layouts, RelationSent, parse
 from towline.source.postgres.routed import Routed
-from towline.source.postgres.together import EPOCH
-from towline.source.postgres.tuple_batch import TupleBatch
+from towline.source.postgres.together import EPOCH, FEW, SPARSE
+from towline.source.postgres.tuple_batch import Run, TupleBatch
+from towline.source.postgres.tuples import Layout
+from towline.source.postgres.under_way import HEAD, Keep, UnderWay
 
 _START = struct.Struct(">cIB")
 _STOP = struct.Struct(">c")
@@ -56,82 +57,8 @@ _XID = 4
 _PARTS = frozenset(b"SEcA")
 #: What may stand in a part, each with an xid.
 _KEPT = frozenset(b"IUDTRYM")
-
-
-class Kept(Protocol):
-    """The messages of one transaction; see `towline.source.postgres.spool.SpooledTransaction`."""
-
-    @property
-    def count(self) -> int:
-        """How many messages there are."""
-
-    def add(self, message: bytes) -> None:
-        """Keep a message."""
-
-    def cut(self, count: int) -> None:
-        """Forget all messages but the first so many."""
-
-    def blocks(self) -> Iterator[list[bytes]]:
-        """All messages in order, some at a time."""
-
-    def drop(self) -> None:
-        """Forget it."""
-
-
-class Keep(Protocol):
-    """Where transactions are kept; see `towline.source.postgres.spool.Spool`."""
-
-    def open(self) -> Kept:
-        """Room for another transaction."""
-
-    def settle(self) -> None:
-        """A part has ended: let there not be too much in memory."""
-
-
-@dataclass(slots=True, eq=False)
-class _UnderWay:
-    """A transaction of which parts have come. Tables as they are in messages: four bytes.
-
-    ``described``: which message described a table, the table, and when (`_clock`).
-    ``unwanted``: tables that are not routed, by their last description in this transaction.
-    ``subtransactions``: how much later than the transaction's their xids were assigned, in order; ``firsts``: the first
-    message of each. A transaction may have millions of them.
-    """
-
-    xid: int
-    kept: Kept
-    described: list[tuple[int, bytes, int]] = field(default_factory=list)
-    unwanted: set[bytes] = field(default_factory=set)
-    subtransactions: array[int] = field(default_factory=lambda: array("I"))
-    firsts: array[int] = field(default_factory=lambda: array("Q"))
-    last: bytes = b""
-
-    def add(self, message: bytes) -> None:
-        """Keep a message, which has an xid."""
-        if (xid := message[1:5]) != self.last:
-            self.last = xid
-            self._enter(self._later(int.from_bytes(xid, "big")))
-        self.kept.add(message)
-
-    def _later(self, xid: int) -> int:
-        return (xid - self.xid) % (1 << 32)
-
-    def _enter(self, later: int) -> None:
-        place = bisect_left(self.subtransactions, later)
-        if later and (place == len(self.subtransactions) or self.subtransactions[place] != later):
-            self.subtransactions.insert(place, later)
-            self.firsts.insert(place, self.kept.count)
-
-    def roll_back(self, subxid: int) -> None:
-        """A subtransaction has ended, with those inside it."""
-        place = bisect_left(self.subtransactions, self._later(subxid))
-        if place == len(self.subtransactions):
-            return  # nothing of it was kept
-        first = min(self.firsts[place:])
-        self.kept.cut(first)
-        self.described = [each for each in self.described if each[0] < first]
-        del self.subtransactions[place:], self.firsts[place:]
-        self.last = b""
+_CHANGES = frozenset(b"IUD")
+_IS_CHANGE = np.isin(np.arange(256), list(_CHANGES))
 
 
 class StreamingDecoder(Decoder):
@@ -150,8 +77,8 @@ class StreamingDecoder(Decoder):
         super().__init__(routed, gatherer)
         self._keep = keep
         self._pace = pace
-        self._under_way: dict[int, _UnderWay] = {}
-        self._part: _UnderWay | None = None  # whose part this is
+        self._under_way: dict[int, UnderWay] = {}
+        self._part: UnderWay | None = None  # whose part this is
         self._clock = 0  # counts descriptions
         self._replaying = False
         #: When the description came that holds for a table.
@@ -162,35 +89,27 @@ class StreamingDecoder(Decoder):
         part = self._part
         if part is None:
             return super().changes(messages, at)
-        unwanted, keep = part.unwanted, part.add
-        for message in messages:
-            if message[at : at + 1] not in CHANGES:
-                return message
-            if message[at + 5 : at + 9] not in unwanted:
-                keep(message[at:])
-        return None
+        return part.changes(messages, at)
 
     def feed(self, message: bytes, at: int = 0) -> None:
         """As that of a `Decoder`."""
-        if self._part is None or self.changes(iter((message,)), at) is not None:
+        if self._part is None:
             super().feed(message, at)
+        else:
+            self._inside(self._part, message, at)
 
     def _take(self, message: bytes, at: int) -> None:
-        if self._part is not None:
-            self._inside(self._part, message, at)
-        elif len(message) > at and message[at] in _PARTS:
+        if len(message) > at and message[at] in _PARTS:
             self._outside(message[at:])
         else:
             self._control(parse(message, at))
 
-    def _inside(self, part: _UnderWay, message: bytes, at: int) -> None:
+    def _inside(self, part: UnderWay, message: bytes, at: int) -> None:
         kind = message[at] if len(message) > at else 0
         if kind in _KEPT:
-            if len(message) < at + 5:
+            if len(message) < at + 1 + _XID:
                 raise _malformed(kind, "it ends early")
-            if kind == ord("R"):
-                self._described_in(part, message, at)
-            part.add(message[at:])
+            self._keep_message(part, kind, message[at:])
         elif kind == ord("E"):
             _fields(_STOP, message[at:])
             self._part = None
@@ -200,15 +119,17 @@ class StreamingDecoder(Decoder):
         else:
             raise _malformed(kind, "it cannot stand in a part of a streamed transaction")
 
-    def _described_in(self, part: _UnderWay, message: bytes, at: int) -> None:
-        sent = parse(_without_xid(message[at:]))
-        assert isinstance(sent, RelationSent)
-        self._clock += 1
-        part.described.append((part.kept.count, sent.oid, self._clock))
-        if not self._routed.wants(int.from_bytes(sent.oid, "big"), sent.name):
-            part.unwanted.add(sent.oid)
+    def _keep_message(self, part: UnderWay, kind: int, message: bytes) -> None:
+        if kind in _CHANGES:
+            part.change(message)
+        elif kind == ord("R"):
+            sent = parse(_without_xid(message))
+            assert isinstance(sent, RelationSent)
+            self._clock += 1
+            wanted = self._routed.wants(int.from_bytes(sent.oid, "big"), sent.name)
+            part.describe(message, sent.oid, self._clock, wanted=wanted)
         else:
-            part.unwanted.discard(sent.oid)
+            part.add(message)
 
     def _outside(self, message: bytes) -> None:
         kind = message[0]
@@ -227,7 +148,7 @@ class StreamingDecoder(Decoder):
         if first == (xid in self._under_way) or first > 1 or not xid:
             raise _malformed(ord("S"), "a first part of a transaction that is known, or a later one of one that is not")
         if first:
-            self._under_way[xid] = _UnderWay(xid, self._keep.open())
+            self._under_way[xid] = UnderWay(xid, self._keep.open())
         self._part = self._under_way[xid]
 
     def _abort(self, xid: int, subxid: int) -> None:
@@ -258,7 +179,7 @@ class StreamingDecoder(Decoder):
                 self._described[oid] = when
                 self._layouts[oid], self._sent[oid] = layouts[oid], sent[oid]
 
-    def _replay(self, transaction: _UnderWay) -> tuple[Layouts, dict[bytes, RelationSent]]:
+    def _replay(self, transaction: UnderWay) -> tuple[Layouts, dict[bytes, RelationSent]]:
         """Decode the messages of a transaction; returns what is known of tables after it."""
         outside, self._layouts = self._layouts, {}
         sent_outside, self._sent = self._sent, {}
@@ -270,19 +191,66 @@ class StreamingDecoder(Decoder):
         sent, self._sent = self._sent, sent_outside
         return layouts, sent
 
-    def _decode(self, block: Sequence[bytes]) -> None:
-        messages = iter(block)
-        while True:
-            self._pace()
-            message = self._changes(messages, 0, _XID)
-            if message is None and not self._gatherer.full:
-                return
-            if message is None:
-                continue
-            if message[:1] in CHANGES:
-                self._change(message, 0, _XID)
-            else:
-                self._control(parse(_without_xid(message)))
+    def _decode(self, block: Block) -> None:
+        sizes = block.ends - block.begins
+        others = np.flatnonzero(~_IS_CHANGE[block.bytes[block.begins]] | (sizes < HEAD))
+        first = 0
+        for stop in (*others.tolist(), len(block)):
+            while first < stop:
+                self._pace()
+                first = self._many(block, first, stop) or self._one_by_one(block, first, stop)
+            if stop < len(block):
+                self._pace()
+                self._one(block.message(stop))
+                first = stop + 1
+
+    def _many(self, block: Block, first: int, stop: int) -> int:
+        """Take changes, as many as a piece has room for. Returns the number of the message to go on with.
+
+        0: they are to be taken one by one, as they are few, or not all of tables of which all is known.
+        """
+        gatherer = self._gatherer
+        if stop - first < FEW or gatherer.skipping:
+            return 0
+        oids = numbers(block.data, ">u4")[block.begins[first:stop] + 1 + _XID]
+        tables, which = np.unique(oids, return_inverse=True)
+        layouts = [self._layouts.get(int(oid).to_bytes(4, "big")) for oid in tables]
+        if not all(isinstance(layout, Layout) for layout in layouts):
+            return 0
+        before = int(block.begins[first])
+        room = int(np.searchsorted(block.ends[first:stop], before + gatherer.max_bytes - gatherer.size)) + 1
+        count = min(stop - first, room, gatherer.max_rows - gatherer.order)
+        part, which = block.part(first, first + count), which[:count]
+        size = int(part.ends[-1]) - before
+        orders = gatherer.order + np.arange(count)
+        for number, layout in enumerate(layouts):
+            of = np.flatnonzero(which == number) if len(layouts) > 1 else slice(None)
+            run = Run(part.data, part.begins[of], part.ends[of], orders[of])
+            if len(run):
+                self._add(layout, run.alone() if size * SPARSE < len(block.data) else run)
+        gatherer.order += count
+        gatherer.size += size
+        return first + count
+
+    def _add(self, layout: object, run: Run) -> None:
+        assert isinstance(layout, Layout)
+        batch = self._gatherer.batch((layout, 0, _XID), lambda: TupleBatch(layout, 0, _XID))
+        if batch is not None:
+            batch.add(run)
+
+    def _one_by_one(self, block: Block, first: int, stop: int) -> int:
+        """Take changes until a piece is full. Returns the number of the message to go on with."""
+        for number in range(first, stop):
+            self._one(block.message(number))
+            if self._gatherer.full:
+                return number + 1
+        return stop
+
+    def _one(self, message: bytes) -> None:
+        if message[0] in _CHANGES:
+            self._change(message, 0, _XID)
+        else:
+            self._control(parse(_without_xid(message)))
 
     def _describe(self, sent: RelationSent) -> None:
         if not self._replaying:

@@ -1,4 +1,4 @@
-"""Whether what a reader hands over at last ends with a whole transaction."""
+"""When pieces are cut for a consumer that waits, and whether what is handed over at last is whole."""
 
 from __future__ import annotations
 
@@ -87,4 +87,27 @@ def test_what_is_gathered_of_a_transaction_stays(reader: Reader) -> None:
     reader.insert()
     assert reader.handover.whole
     reader.handover.hand_over()
+    assert reader.taken() == [250, 350]
+
+
+def test_pieces_some_time_apart(reader: Reader) -> None:
+    """While the source has much to send, a consumer that waits gets none so soon after the last."""
+    for apart, ends in ((60.0, [250]), (60.0, []), (0.0, [450])):  # the first comes at once
+        assert reader.taken() == []
+        reader.begin()
+        reader.insert()
+        reader.commit()
+        reader.handover.offer(0, apart)
+        assert reader.taken() == ends
+
+
+def test_what_is_full_does_not_wait(reader: Reader) -> None:
+    """Time between pieces is for small ones."""
+    assert reader.taken() == []
+    for _ in range(2):
+        reader.begin()
+        for _ in range(100):
+            reader.insert()
+        reader.commit()
+        reader.handover.offer(0, 60.0)
     assert reader.taken() == [250, 350]

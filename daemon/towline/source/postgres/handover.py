@@ -3,7 +3,8 @@
 Pieces are cut
 
 * when the consumer waits: at the end of a burst, at the last transaction boundary (small pieces while there is little
-  to do, large ones while the consumer is busy);
+  to do, large ones while the consumer is busy). As long as the source has more to send than fits into a burst, pieces
+  are some time apart: each is a transaction at the target, which costs as much as a thousand rows;
 * when as much is gathered as a piece may hold: at a boundary if there is one, else inside the transaction.
 
 A few pieces wait for the consumer, of a bounded number of bytes. When they do and the gatherer is full too, the reader
@@ -12,6 +13,7 @@ reads no more, and the server waits.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import threading
@@ -29,6 +31,8 @@ QUEUED = 2
 SHORTEST_NAP, LONGEST_NAP = 0.0001, 0.001
 #: Of this many bytes read in one go the burst is said to be over, so that the consumer gets something.
 BURST = 1 << 20
+#: Seconds between pieces of a source that has much to send.
+APART = 0.02
 #: Bytes that libpq takes from the socket at a time.
 RECEIVED = 1 << 14
 
@@ -73,6 +77,7 @@ class Handover:
         # The reader's own.
         self.told = position  # the newest position with everything before it decoded
         self._whole = True  # the piece that was pushed last ended at a transaction's end
+        self._pushed_at = -math.inf
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
@@ -175,14 +180,19 @@ class Handover:
             self.told = max(self.told, piece.end or 0)
             self._whole = piece.end is not None
             self._idle = 0
+            self._pushed_at = time.monotonic()
             self._pieces.append(piece)
             self._bytes += _size(piece)
             self._changed.notify_all()
 
-    def offer(self, position: int) -> None:
-        """At the end of a burst: cut for a consumer that waits, and publish the positions."""
+    def offer(self, position: int, apart: float = 0.0) -> None:
+        """At the end of a burst: cut for a consumer that waits, and publish the positions.
+
+        ``apart``: not so soon after the last piece (seconds).
+        """
         gatherer = self._gatherer
-        if self.room() and self._waiting and not self._pieces:
+        due = not apart or time.monotonic() - self._pushed_at >= apart
+        if self.room() and due and self._waiting and not self._pieces:
             piece = gatherer.cut()
             if piece is not None:
                 self.push(piece)

@@ -1,9 +1,10 @@
 """The replication stream of a PostgreSQL source, read by a thread of its own.
 
 The reader wakes up once for a burst of messages, not for each: a walsender that is left to fill its socket's buffer
-costs half of one that is drained message by message. So while data flow, the reader naps between bursts: for no longer
-than a millisecond while the consumer waits, or two while it is at work, since the buffers of a Unix socket are small
-(200 kB in 2 ms are 100 MB/s).
+costs half of one that is drained message by message. So while data come, the reader naps between bursts: for no longer
+than a millisecond while the consumer waits, or two while it is at work. The buffer of a Unix socket takes 200 kB, each
+message with all that the kernel has around it, so that some 170 changes fill it, half a millisecond's work of a
+walsender that has a backlog to send; and then it waits. So while data *flow*, naps are shorter than that.
 
 What it reads goes to a decoder and from there into a gatherer; `handover` says when pieces are cut and handed on.
 Status updates go out all the while, each with the acknowledged position and never a later one.
@@ -30,7 +31,7 @@ from towline.change import Piece, Relation
 from towline.errors import SourceTableChanged, SourceUnavailable, StreamMalformed, TowlineError
 from towline.source import Identity
 from towline.source.postgres import decoding, identity
-from towline.source.postgres.handover import BURST, LONGEST_NAP, RECEIVED, SHORTEST_NAP, Closed, Handover
+from towline.source.postgres.handover import APART, BURST, LONGEST_NAP, RECEIVED, SHORTEST_NAP, Closed, Handover
 from towline.source.postgres.routed import Resolve, Routed
 from towline.source.postgres.spool import Spool
 from towline.source.postgres.walsender import KEEPALIVE, KEEPALIVE_SIZE, XLOG_DATA, XLOG_HEADER, Walsender
@@ -50,6 +51,10 @@ BURST_SECONDS = 0.05
 #: Naps (seconds; poll adds a millisecond) while the consumer is at work, which wakes the reader when it comes for more.
 #: They become longer as long as nothing comes, and beyond the longest the reader waits for the socket.
 BUSY_NAP, LONGEST_BUSY_NAP = 0.001, 0.016
+#: Data flow when so many bytes wait for a burst, and then for as long as so many do; how long the reader naps meanwhile
+#: (seconds; the kernel adds to it).
+FLOW, FLOWS = RECEIVED, RECEIVED // 8
+FLOWING_NAP = 0.0002
 #: How long `close` waits for the reader.
 CLOSE_WITHIN = 1.0
 
@@ -121,6 +126,7 @@ class PostgresStream:
         self._handover = Handover(self._gatherer, position=start, acknowledged=acknowledged)
         # The reader's own.
         self._status_at = -math.inf
+        self._flowing = False
         self._heard_at = time.monotonic()
         self._reader = threading.Thread(target=self._run, name=f"towline-stream-{slot}", daemon=True)
         self._reader.start()
@@ -186,7 +192,9 @@ class PostgresStream:
             while not self._handover.closing:
                 self._await_room()
                 heard = self._burst()
-                if self._handover.busy and (heard or nap < LONGEST_BUSY_NAP):
+                if self._flowing:
+                    time.sleep(FLOWING_NAP)
+                elif self._handover.busy and (heard or nap < LONGEST_BUSY_NAP):
                     nap = BUSY_NAP if heard else max(nap, BUSY_NAP) * 2
                     self._handover.sleep(nap)
                 elif heard:
@@ -205,6 +213,7 @@ class PostgresStream:
         feed, changes = self._decoder.feed, self._decoder.changes
         position = self._handover.received_position
         began = time.monotonic()
+        self._flowing = walsender.waiting() >= (FLOWS if self._flowing else FLOW)
         heard = False
         for _ in range(BURST // RECEIVED):
             if time.monotonic() - began > BURST_SECONDS:
@@ -230,7 +239,7 @@ class PostgresStream:
         walsender.notices.check(self._routed)
         if heard:
             self._heard_at = time.monotonic()
-        self._handover.offer(position)
+        self._handover.offer(position, APART if self._flowing else 0.0)
         return heard
 
     def _keepalive(self, message: bytes) -> int:

@@ -18,7 +18,10 @@ Source: https://www.postgresql.org/docs/current/protocol-replication.html.
 
 from __future__ import annotations
 
+import fcntl
 import select
+import sys
+import termios
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -183,6 +186,13 @@ class Walsender:
         poll = select.poll()
         poll.register(self.socket, select.POLLIN | (select.POLLOUT if writing else 0))
         poll.poll(timeout * 1000)
+
+    def waiting(self) -> int:
+        """How many bytes the socket has."""
+        try:
+            return int.from_bytes(fcntl.ioctl(self.socket, termios.FIONREAD, bytes(4)), sys.byteorder)
+        except (OSError, psycopg.Error):  # it is closed: `receive` says why
+            return 0
 
     def receive(self) -> None:
         """Take what the socket has, up to 16 kB or so. Raises SourceUnavailable."""

@@ -550,6 +550,7 @@ def test_direct_path(binary: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     hub = binary
     monkeypatch.setattr(staging, "FEW", 10)
+    monkeypatch.setattr(staging, "FEW_VALUES", 0)
     monkeypatch.setattr("towline.target.postgres.direct.FEW", 10)
     hub.set_up(ITEM, spec("src.item", "hub.item"))
     hub.apply(many(hub, 0, 50))  # type: ignore[arg-type]
@@ -575,6 +576,7 @@ def test_new_rows_of_a_select(binary: Hub, monkeypatch: pytest.MonkeyPatch) -> N
     """
     hub = binary
     monkeypatch.setattr(staging, "FEW", 10)
+    monkeypatch.setattr(staging, "FEW_VALUES", 0)
     monkeypatch.setattr("towline.target.postgres.direct.FEW", 10)
     select = "SELECT id, upper(code) AS code, price FROM src.item WHERE id % 2 = 0"
     hub.set_up(ITEM, spec("src.item", "hub.item", select, name="even"))

@@ -262,6 +262,7 @@ def test_stages_are_few(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Temporary tables beyond a number are dropped again, and made anew when needed."""
     monkeypatch.setattr("towline.target.postgres.staging._TABLES", 2)
     monkeypatch.setattr("towline.target.postgres.staging.FEW", 1)
+    monkeypatch.setattr("towline.target.postgres.staging.FEW_VALUES", 0)
     tables = "".join(
         f"CREATE TABLE src.t{n} (id int PRIMARY KEY, v text); CREATE TABLE hub.t{n} (id int PRIMARY KEY, v text);"
         for n in range(4)

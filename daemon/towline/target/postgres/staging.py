@@ -26,12 +26,18 @@ from towline_transforms.identifier import quote
 from towline_transforms.route import PSEUDO_COLUMNS, Route
 from towline_transforms.schema import Column, TableName
 
-#: Up to so many rows go as arrays; beyond them, COPY costs less.
+#: Up to so many rows go as arrays, and so do more of them, up to so many values; beyond that, COPY costs less.
 FEW = 200
+FEW_VALUES = 10_000
 #: Up to so many rows with array columns go value by value.
 _VALUES = 8
 #: Temporary tables of a session.
 _TABLES = 48
+
+
+def few(rows: Frame) -> bool:
+    """Whether rows go as arrays, where these can be had."""
+    return len(rows) <= FEW or len(rows) * rows.width <= FEW_VALUES
 
 
 class Kind(enum.StrEnum):
@@ -149,7 +155,7 @@ class Stages:
         Stages of one relation and kind that are read at the same time need different slots.
         """
         oids, flat = self._wire(shape, kind)
-        path = path or self._choose(len(rows), flat)
+        path = path or self._choose(rows, flat)
         if path is Path.ARRAYS:
             return Staged(shape, kind, path, len(rows), "", tuple(params.arrays(rows, oids)))
         if path is Path.VALUES:
@@ -164,12 +170,12 @@ class Stages:
         self._executor.copy(f"COPY {table} FROM STDIN (FORMAT binary)", rows)
         return Staged(shape, kind, path, len(rows), table, ())
 
-    def _choose(self, count: int, flat: bool) -> Path:
+    def _choose(self, rows: Frame, flat: bool) -> Path:
         if self._path is Path.TABLE or self._path is Path.VALUES:
             return self._path
         if flat:
-            return Path.ARRAYS if count <= FEW or self._path is Path.ARRAYS else Path.TABLE
-        return Path.VALUES if count <= _VALUES else Path.TABLE
+            return Path.ARRAYS if few(rows) or self._path is Path.ARRAYS else Path.TABLE
+        return Path.VALUES if len(rows) <= _VALUES else Path.TABLE
 
     def _wire(self, shape: Shape, kind: Kind) -> tuple[tuple[int, ...], bool]:
         """The OIDs of the stage's wire types, and whether none of them is an array."""

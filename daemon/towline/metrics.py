@@ -64,6 +64,7 @@ class Metrics:
         self._rows = self._counter(
             ROWS, "Source rows by what became of them; they add up to all rows seen.", ROUTE, OPERATION
         )
+        self._counters: dict[str, Mapping[str, Counter]] = {}
         self._batches = self._counter(BATCHES, "Target transactions committed.")
         self._errors = self._counter(ERRORS, "Errors by code, see docs/ERRORS.md.", CODE)
         self._changes = self._counter(
@@ -122,11 +123,19 @@ class Metrics:
         self._checkpoint.labels(self.pipeline).set(position)
         self._applied.labels(self.pipeline).set_to_current_time()
         for route, counts in committed.counts.items():
-            for operation in OPERATIONS:
-                self._rows.labels(self.pipeline, route, operation).inc(getattr(counts, operation))
+            for operation, child in self._rows_of(route).items():
+                if number := getattr(counts, operation):
+                    child.inc(number)
         self.quarantine(committed.quarantine)
         for route, checksum in committed.checksums.items():
             self.checksum(route, checksum)
+
+    def _rows_of(self, route: str) -> Mapping[str, Counter]:
+        """The counters of a route's rows by operation. They are kept, since to look one up costs more than to count."""
+        if (found := self._counters.get(route)) is None:
+            found = {operation: self._rows.labels(self.pipeline, route, operation) for operation in OPERATIONS}
+            self._counters[route] = found
+        return found
 
     def quarantine(self, opened: Mapping[str, int]) -> None:
         """Rows by route that are in the quarantine and open."""
@@ -167,8 +176,7 @@ class Metrics:
 
     def route_state(self, state: RouteState) -> None:
         """How far a route's snapshot is."""
-        for operation in OPERATIONS:
-            self._rows.labels(self.pipeline, state.route, operation)
+        self._rows_of(state.route)
         self._quarantine.labels(self.pipeline, state.route)
         self._imbalance.labels(self.pipeline, state.route)
         for each in Checksum:
@@ -195,6 +203,7 @@ class Metrics:
     def forget_routes(self, routes: Iterable[str]) -> None:
         """Routes that a new configuration no longer has."""
         for route in routes:
+            self._counters.pop(route, None)
             for operation in OPERATIONS:
                 self._rows.remove(self.pipeline, route, operation)
             for name in STATES:

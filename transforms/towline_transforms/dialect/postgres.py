@@ -156,8 +156,10 @@ def must_move(route: Route) -> bool:
     """Whether a changed key has to be changed in place, where that can be: deleting the row under its old key would
     make a foreign key delete or change rows that refer to it and that the source keeps.
     """
+    if not route.target.acting_keys or not movable(route):
+        return False
     key = set(route.key)
-    return movable(route) and any(each.follows or key.isdisjoint(each.columns) for each in route.target.acting_keys)
+    return any(each.follows or key.isdisjoint(each.columns) for each in route.target.acting_keys)
 
 
 def absent(route: Route, stage: str) -> str:

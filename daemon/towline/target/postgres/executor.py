@@ -15,13 +15,14 @@ import itertools
 import select
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from psycopg import RawCursor, pq
 from psycopg.adapt import PyFormat, Transformer
 
 from towline.frame import COPY_HEADER, COPY_TRAILER, Frame
+from towline.target.postgres.params import Raw
 
 #: How much of a COPY is handed to libpq at once (bytes).
 _WRITE = 1 << 20
@@ -140,6 +141,10 @@ class Executor:
         """Values, types and formats, as libpq takes them."""
         if not parameters:
             return None, None, None
+        if set(map(type, parameters)) == {Raw}:
+            # What `RawDumper` would say of them; most parameters are such, and there are many.
+            count = len(parameters)
+            return [each.data for each in cast(Sequence[Raw], parameters)], [0] * count, [pq.Format.BINARY] * count
         transformer = self._transformer
         values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
         return values, transformer.types, transformer.formats

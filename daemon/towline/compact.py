@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,8 +87,11 @@ class Compacted:
     @property
     def kept(self) -> int:
         """The distinct keys in the row set."""
-        partial = sum(len(versions) for _, versions in self.partial)
-        return len(self.live) + len(self.gone) + partial + len(self.reread) + len(self.moves)
+        kept = len(self.live.places) + len(self.gone.places)
+        if self.partial or self.moves or len(self.reread):
+            partial = sum(len(versions) for _, versions in self.partial)
+            kept += partial + len(self.reread) + len(self.moves)
+        return kept
 
     @property
     def superseded(self) -> int:
@@ -97,7 +101,7 @@ class Compacted:
 
 def inserts_only(rowset: RowSet) -> bool:
     """Whether the row set is nothing but new whole rows. Their keys are distinct: the source's identity says so."""
-    return not rowset.missing and not rowset.unknown and bool((rowset.ops == INSERT).all())
+    return not rowset.missing and not rowset.unknown and rowset.ops.tobytes().count(INSERT) == len(rowset)
 
 
 def compact(rowset: RowSet, *, moving: bool = False) -> Compacted:
@@ -149,8 +153,13 @@ def _grouped(
 ) -> Compacted:
     """Sort the last versions into the groups. ``changed``: rows that are not as they came, by place."""
     rows = rowset.rows
-    deleted = rowset.ops[places] == DELETE
-    gone, alive = places[deleted], places[~deleted]
+    gone, alive = _NONE, places
+    if DELETE in rowset.ops.tobytes():
+        deleted = rowset.ops[places] == DELETE
+        gone, alive = places[deleted], places[~deleted]
+    if not (masks or changed or moves or lost):
+        live = Versions(rows.take(alive), alive)
+        return Compacted(rowset, live, _gone(rowset, gone), (), _none(rows.width), ())
     odd = set(masks) | lost | {move.place for move in moves}
     if odd:
         alive = alive[~np.isin(alive, np.fromiter(odd, dtype=np.int64))]
@@ -167,11 +176,22 @@ def _grouped(
     return Compacted(
         rowset,
         versions(alive),
-        Versions(rows.take(gone).project(rowset.relation.key), gone),
+        _gone(rowset, gone),
         tuple((mask, versions(np.array(group, dtype=np.int64))) for mask, group in by_mask.items()),
-        versions(np.array(sorted(lost), dtype=np.int64)) if lost else Versions(Frame.empty(rows.width), _NONE),
+        versions(np.array(sorted(lost), dtype=np.int64)) if lost else _none(rows.width),
         tuple(moves),
     )
+
+
+def _gone(rowset: RowSet, places: Ints) -> Versions:
+    """The keys of deleted rows."""
+    key = rowset.relation.key
+    return Versions(rowset.rows.take(places).project(key), places) if len(places) else _none(len(key))
+
+
+@cache
+def _none(width: int) -> Versions:
+    return Versions(Frame.empty(width), _NONE)
 
 
 @dataclass(slots=True)

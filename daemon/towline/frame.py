@@ -35,13 +35,15 @@ COPY_TRAILER = b"\xff\xff"
 
 #: Up to so many values, a loop over them costs less than a dozen calls of numpy for each column.
 _FEW = 200
+#: The same for finding the keys of so many rows.
+_FEW_KEYS = 24
 
 
 class FrameError(ValueError):
     """The bytes are not rows of the width they are said to have."""
 
 
-def _int32(data: bytes, at: Ints) -> Ints:
+def int32(data: bytes, at: Ints) -> Ints:
     """The big-endian int32 at each of the offsets."""
     if not len(at):
         return np.empty(0, dtype=np.int64)
@@ -58,6 +60,7 @@ class Frame:
     starts: Ints
     width: int
     _fields: list[tuple[Ints, Ints]] = field(default_factory=list, init=False, repr=False)
+    _spans: dict[tuple[int, int], tuple[Ints, Ints]] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -66,7 +69,7 @@ class Frame:
     def of_rows(cls, rows: Sequence[bytes | memoryview], width: int) -> Frame:
         """Join rows that are framed already."""
         starts = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)), out=starts[1:])
+        np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)).cumsum(out=starts[1:])
         return cls(b"".join(rows), starts, width)
 
     @classmethod
@@ -76,20 +79,20 @@ class Frame:
 
     @classmethod
     def empty(cls, width: int) -> Frame:
-        """No rows."""
-        return cls(b"", np.zeros(1, dtype=np.int64), width)
+        """No rows. (All tables of a piece have empty frames, which are the same.)"""
+        if (found := _EMPTY.get(width)) is None:
+            found = _EMPTY[width] = cls(b"", np.zeros(1, dtype=np.int64), width)
+        return found
 
     @classmethod
     def concat(cls, frames: Sequence[Frame], width: int) -> Frame:
         """All rows of the frames, one after the other."""
         if len(frames) == 1:
             return frames[0]
-        starts = [np.zeros(1, dtype=np.int64)]
-        base = 0
-        for frame in frames:
-            starts.append(frame.starts[1:] + base)
-            base += len(frame.data)
-        return cls(b"".join(frame.data for frame in frames), np.concatenate(starts), width)
+        starts = np.concatenate([np.zeros(1, dtype=np.int64), *[frame.starts[1:] for frame in frames]])
+        sizes = [len(frame.data) for frame in frames]
+        starts[1:] += np.repeat(np.cumsum([0, *sizes[:-1]]), [len(frame.starts) - 1 for frame in frames])
+        return cls(b"".join([frame.data for frame in frames]), starts, width)
 
     def row(self, index: int) -> bytes:
         """The framed bytes of one row."""
@@ -113,7 +116,7 @@ class Frame:
         for column in range(self.width):
             if count and int((at + 4 - ends).max()) > 0:
                 raise FrameError(f"a row ends inside column {column + 1} of {self.width}")
-            length = _int32(self.data, at)
+            length = int32(self.data, at)
             offsets[column] = at + 4
             lengths[column] = length
             at = at + 4 + np.maximum(length, 0)
@@ -148,6 +151,11 @@ class Frame:
 
         Cheaper than `fields` when there are many columns after them. Raises FrameError when a row ends before.
         """
+        if (found := self._spans.get((first, count))) is None:
+            found = self._spans[first, count] = self._span(first, count)
+        return found
+
+    def _span(self, first: int, count: int) -> tuple[Ints, Ints]:
         if self._fields:
             offsets, lengths = self._fields[0]
             last = first + count - 1
@@ -158,10 +166,14 @@ class Frame:
                 begins = at
             if len(self) and int((at + 4 - self.starts[1:]).max()) > 0:
                 raise FrameError(f"a row ends inside column {column + 1} of {self.width}")
-            at = at + 4 + np.maximum(_int32(self.data, at), 0)
+            at = at + 4 + np.maximum(int32(self.data, at), 0)
         if len(self) and int((at - self.starts[1:]).max()) > 0:
             raise FrameError(f"a row ends inside column {first + count} of {self.width}")
         return begins, at
+
+    def tell_span(self, first: int, count: int, begins: Ints, ends: Ints) -> None:
+        """What `span` is to return, for who has found it already."""
+        self._spans[first, count] = begins, ends
 
     def value(self, row: int, column: int) -> bytes | None:
         """One value; None for NULL."""
@@ -185,18 +197,43 @@ class Frame:
         """The framed bytes of some columns of each row: equal bytes mean the same key.
 
         A row's key begins with the length of its first value, so that ('a', 'bc') is not ('ab', 'c').
+        Raises FrameError when rows end before the last of the columns.
         """
-        offsets, lengths = self.fields()
         data = self.data
-        begins = [(offsets[c] - 4).tolist() for c in columns]
-        ends = [(offsets[c] + np.maximum(lengths[c], 0)).tolist() for c in columns]
-        if list(columns) == list(range(columns[0], columns[0] + len(columns))):
-            return [data[b:e] for b, e in zip(begins[0], ends[-1], strict=True)]
-        parts = [[data[b:e] for b, e in zip(bs, es, strict=True)] for bs, es in zip(begins, ends, strict=True)]
+        if adjoining(columns):
+            first, count = columns[0], len(columns)
+            if len(self) <= _FEW_KEYS and (first, count) not in self._spans:
+                return self._keys_of_few(first, count)
+            begins, ends = self.span(first, count)
+            return [data[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        offsets, lengths = self.fields()
+        parts = [
+            [data[at - 4 : at + length] for at, length in zip(starts, sizes, strict=True)]
+            for starts, sizes in ((offsets[c].tolist(), lengths[c].clip(0).tolist()) for c in columns)
+        ]
         return [b"".join(pieces) for pieces in zip(*parts, strict=True)]
+
+    def _keys_of_few(self, first: int, count: int) -> list[bytes]:
+        """The same as `keys`, row by row."""
+        keys: list[bytes] = []
+        data = self.data
+        for start, end in pairwise(self.starts.tolist()):
+            at = begin = start + 2
+            for column in range(first + count):
+                if column == first:
+                    begin = at
+                if at + 4 > end:
+                    raise FrameError(f"a row ends inside column {column + 1} of {self.width}")
+                at += 4 + max(int.from_bytes(data[at : at + 4], "big", signed=True), 0)
+            if at > end:
+                raise FrameError(f"a row ends inside column {first + count} of {self.width}")
+            keys.append(data[begin:at])
+        return keys
 
     def take(self, rows: Ints) -> Frame:
         """The rows of those indices, in that order."""
+        if not len(rows):
+            return Frame.empty(self.width)
         if len(rows) == len(self) and bool((rows == np.arange(len(self))).all()):
             return self
         starts = self.starts.tolist()
@@ -207,6 +244,8 @@ class Frame:
         """The same rows with only those columns, in that order."""
         if list(columns) == list(range(self.width)):
             return self
+        if not len(self):
+            return Frame.empty(len(columns))
         head = len(columns).to_bytes(2, "big")
         return Frame.of_rows([head + key for key in self.keys(columns)], len(columns))
 
@@ -223,6 +262,14 @@ class Frame:
     def copy_data(self) -> bytes:
         """The rows as a whole COPY BINARY stream."""
         return b"".join((COPY_HEADER, self.data, COPY_TRAILER))
+
+
+_EMPTY: dict[int, Frame] = {}
+
+
+def adjoining(columns: Sequence[int]) -> bool:
+    """Whether the columns follow each other, so that their values are together in a row."""
+    return len(columns) == 1 or list(columns) == list(range(columns[0], columns[0] + len(columns)))
 
 
 def frame_value(value: bytes | None) -> bytes:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from towline.frame import Frame
+from towline.frame import Frame, FrameError, adjoining
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +36,8 @@ _SEED = 0x9E3779B9 + 3923095
 _MASK = 0xFFFFFFFF
 #: Up to so many keys, a loop is faster than the some hundred calls of numpy that any number of keys take.
 _FEW = 16
+#: With more rows than this, hashing a frame with others saves less than it costs to join them.
+_APART = 2000
 #: Keys that are hashed at a time, so that they stay in the processor's cache.
 _STRIDE = 8192
 #: Bytes of a key that make a block of the hash: twelve digits.
@@ -61,12 +63,49 @@ def key_hashes(frame: Frame, columns: Sequence[int]) -> Hashes:
     count = len(frame)
     if count <= _FEW:
         return np.array([hash_key(key) for key in frame.keys(columns)] if count else [], dtype=np.uint64)
-    if list(columns) == list(range(columns[0], columns[0] + len(columns))):
+    if adjoining(columns):
         begins, ends = frame.span(columns[0], len(columns))
         return _hashes(frame.data, begins, ends - begins)
     keys = frame.keys(columns)
     sizes = np.fromiter(map(len, keys), dtype=np.int64, count=count)
     return _hashes(b"".join(keys), np.cumsum(sizes) - sizes, sizes)
+
+
+def each_key_hashes(frames: Sequence[tuple[Frame, Sequence[int]]]) -> list[Hashes]:
+    """`key_hashes` of some frames, each with the columns of its key: those of few rows are hashed together."""
+    found: dict[int, Hashes] = {}
+    together: dict[tuple[int, int], list[int]] = {}
+    for place, (frame, columns) in enumerate(frames):
+        if 0 < len(frame) <= _APART and adjoining(columns):
+            together.setdefault((columns[0], len(columns)), []).append(place)
+    for (first, count), places in together.items():
+        alike = [frames[place][0] for place in places]
+        if len(alike) < 2 or sum(map(len, alike)) <= _FEW:
+            continue
+        try:
+            data, begins, ends = _spans(alike, first, count)
+        except FrameError:  # which of them it is, that one will say
+            continue
+        bounds = np.cumsum([len(frame) for frame in alike])[:-1]
+        found.update(zip(places, np.split(_hashes(data, begins, ends - begins), bounds), strict=True))
+    return [
+        found[place] if place in found else key_hashes(frame, columns) for place, (frame, columns) in enumerate(frames)
+    ]
+
+
+def _spans(frames: Sequence[Frame], first: int, count: int) -> tuple[bytes, Ints, Ints]:
+    """`Frame.span` of all of them, with the joined data that it refers to; each is told its own, and need not look
+    for its keys again.
+    """
+    joined = Frame.concat(frames, max(frame.width for frame in frames))
+    begins, ends = joined.span(first, count)
+    row = base = 0
+    for frame in frames:
+        rows = slice(row, row + len(frame))
+        frame.tell_span(first, count, begins[rows] - base, ends[rows] - base)
+        row += len(frame)
+        base += len(frame.data)
+    return joined.data, begins, ends
 
 
 def hash_key(key: bytes) -> int:

@@ -11,15 +11,16 @@ part of a log arrive at the same one. No table can tell it: `verify` reads that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from towline.change import DELETE, INSERT, UPDATE, Piece, Relation, RowSet
+from towline.change import DELETE, INSERT, UPDATE, Ops, Piece, Relation, RowSet
 from towline.frame import Frame
-from towline.key_hash import key_hashes
+from towline.key_hash import each_key_hashes, key_hashes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +34,8 @@ MODULUS = 1 << 64
 
 #: By operation, what a key's hash is multiplied with in the sum over operations: odd numbers without a pattern.
 WEIGHTS = {INSERT: 0x9E3779B97F4A7C15, UPDATE: 0xC2B2AE3D27D4EB4F, DELETE: 0x165667B19E3779F9}
+#: The same, to be looked up by an array of operations.
+_WEIGHT = np.array([WEIGHTS.get(operation, 0) for operation in range(256)], dtype=np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,36 +74,63 @@ class OperationSum:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What changes do to a table's keys. ``signs``: of each row, +1, 0 or -1. ``operations``: see there."""
+    """What changes do to a table's keys. ``signs``: of each row, +1, 0 or -1. ``keys``: all of it together.
+
+    ``operations``: the sum over them, see above.
+    """
 
     hashes: Hashes
     signs: Ints
+    keys: KeySum
     operations: int
-
-    @property
-    def keys(self) -> KeySum:
-        """All of it together."""
-        return _sum(self.hashes, self.signs)
 
 
 def change_of(rowset: RowSet) -> Change:
     """What the changes of a row set do."""
-    hashes = key_hashes(rowset.rows, rowset.relation.key)
-    ops = rowset.ops
+    (change,) = changes_of((rowset,))
+    return change
+
+
+def changes_of(rowsets: Sequence[RowSet]) -> list[Change]:
+    """What the changes of each row set do. It is found for all of them at once, since there may be many with few rows.
+
+    All of it is arithmetic modulo 2**64, which is what unsigned integers of that width do by themselves.
+    """
+    filled = [rowset for rowset in rowsets if len(rowset)]
+    if not filled:
+        return [_NOTHING for _ in rowsets]
+    each = each_key_hashes([(rowset.rows, rowset.relation.key) for rowset in filled])
+    hashes, ops = np.concatenate(each), np.concatenate([rowset.ops for rowset in filled])
+    ends = np.cumsum([len(rowset) for rowset in filled])
+    begins = ends - [len(rowset) for rowset in filled]
+    signs = _signs(filled, ops, ends)
+    added = np.add.reduceat(hashes * signs.view(np.uint64), begins).tolist()
+    counts = np.add.reduceat(signs, begins).tolist()
+    operations = np.add.reduceat(hashes * _WEIGHT[ops], begins).tolist()
+    places = zip(begins.tolist(), ends.tolist(), strict=True)
+    found = iter(
+        [
+            Change(own, signs[begin:end], KeySum(count, total), operation)
+            for own, (begin, end), count, total, operation in zip(each, places, counts, added, operations, strict=True)
+        ]
+    )
+    return [next(found) if len(rowset) else _NOTHING for rowset in rowsets]
+
+
+def _signs(rowsets: Sequence[RowSet], ops: Ops, ends: Ints) -> Ints:
+    """What each of the changes of some row sets does to the number of keys. ``ends``: of the row sets, among them."""
     signs: Ints = (ops == INSERT).astype(np.int64)
-    operations = 0
-    if not signs.all():
-        deleted = ops == DELETE
+    if signs.all():
+        return signs
+    deleted = ops == DELETE
+    if deleted.any():
         # The UPDATE of a change of key follows its DELETE, with the same order number.
-        moved = (rowset.order[1:] == rowset.order[:-1]) & deleted[:-1]
+        order = np.concatenate([rowset.order for rowset in rowsets])
+        moved = (order[1:] == order[:-1]) & deleted[:-1]
+        moved[ends[:-1] - 1] = False  # those two would be of different tables
         signs[1:][moved] = 1
         signs[deleted] = -1
-        for operation in (UPDATE, DELETE):
-            operations += WEIGHTS[operation] * int(hashes[ops == operation].sum())
-        inserted = int(hashes[ops == INSERT].sum())
-    else:
-        inserted = int(hashes.sum())
-    return Change(hashes, signs, (operations + WEIGHTS[INSERT] * inserted) % MODULUS)
+    return signs
 
 
 def by_transaction(piece: Piece, rowset: RowSet, change: Change) -> dict[int, KeySum]:
@@ -126,5 +156,7 @@ def key_form(relation: Relation) -> str:
 
 
 def _sum(hashes: Hashes, signs: Ints) -> KeySum:
-    plus, minus = hashes[signs > 0], hashes[signs < 0]
-    return KeySum(len(plus) - len(minus), (int(plus.sum()) - int(minus.sum())) % MODULUS)
+    return KeySum(int(signs.sum()), int((hashes * signs.view(np.uint64)).sum()))
+
+
+_NOTHING = Change(np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64), NO_KEYS, 0)

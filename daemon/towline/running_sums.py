@@ -15,9 +15,9 @@ from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
-from towline.change import Piece, Relation
+from towline.change import Piece, Relation, RowSet
 from towline.errors import LedgerImbalance
-from towline.key_sum import MODULUS, NO_KEYS, Change, KeySum, by_transaction, change_of, key_form
+from towline.key_sum import MODULUS, NO_KEYS, Change, KeySum, by_transaction, changes_of, key_form
 from towline.recount import Recount
 from towline.target import Checksum, Counts
 from towline_transforms.route import Route
@@ -115,28 +115,33 @@ class RunningSums:
         """A piece is applied to the routes named in ``active``."""
         for relation in piece.truncated:
             self._emptied(relation.name, active)
+        wanted: list[tuple[RowSet, list[str]]] = []
         for rowset in piece.rowsets:
             name = rowset.relation.name
             if rowset.relation is not self._relations.get(name):
                 self._redefined(rowset.relation)
             routes = [route for route in self._routes.get(name, ()) if route in active]
-            recount = self._recount if self._recount is not None and self._recount.relation.name == name else None
-            if not len(rowset) or not (routes or recount):
-                continue
-            change = change_of(rowset)
-            if recount is not None:
+            if len(rowset) and (routes or self._recounted(name) is not None):
+                wanted.append((rowset, routes))
+        for (rowset, routes), change in zip(wanted, changes_of([rowset for rowset, _ in wanted]), strict=True):
+            if (recount := self._recounted(rowset.relation.name)) is not None:
                 recount.applied(by_transaction(piece, rowset, change))
             for route in routes:
                 self._changed(route, change, len(rowset))
 
+    def _recounted(self, table: TableName) -> Recount | None:
+        """The count under way, when it is of that table."""
+        recount = self._recount
+        return recount if recount is not None and recount.relation.name == table else None
+
     def _changed(self, route: str, change: Change, rows: int) -> None:
         entry, keys = self._entry(route), change.keys
-        self._working[route] = replace(
-            entry,
-            seen=entry.seen + rows,
-            keys=None if entry.keys is None else entry.keys + keys,
-            operations=(entry.operations + change.operations) % MODULUS,
-            total=None if entry.total is None else entry.total + keys,
+        self._working[route] = Entry(
+            entry.form,
+            entry.seen + rows,
+            None if entry.keys is None else entry.keys + keys,
+            (entry.operations + change.operations) % MODULUS,
+            None if entry.total is None else entry.total + keys,
         )
 
     def _redefined(self, relation: Relation) -> None:

@@ -50,7 +50,7 @@ RULES = (
                 f"towline.source.postgres.{name}"
                 for name in ("pgoutput", "streamed", "wal2json", "tuples", "copy_rows")
             ),
-            *("towline.frame", "towline.change", "towline.compact", "towline.position"),
+            *("towline.frame", "towline.columns", "towline.change", "towline.compact", "towline.position"),
         ),
         OUTSIDE,
         deep=True,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from towline.change import Chunk, Piece, RowSet
+from towline.columns import columns_of_each
 from towline.compact import Compacted, Move, Versions, compact, inserts_only
 from towline.frame import Frame
 from towline.target import ChunkLoad, Reread
@@ -21,7 +22,7 @@ from towline.target.postgres.direct import Direct
 from towline.target.postgres.executor import Executor, Outcome
 from towline.target.postgres.gaps import Gaps, Whole, names, without
 from towline.target.postgres.savepoints import Savepoints
-from towline.target.postgres.staging import Kind, Path, Shape, Staged, Stages
+from towline.target.postgres.staging import Kind, Path, Shape, Staged, Stages, few
 from towline.target.postgres.stamps import Stamps
 from towline.target.postgres.tally import Tally
 from towline_transforms.dialect import postgres as dialect
@@ -148,8 +149,7 @@ class Attempts:
         works = [work for rowset in piece.rowsets if (work := self._work(rowset, job)) is not None]
         for work in works:
             self._close_gaps(work, job)
-        for work in works:
-            self._stage(work, job)
+        self._stage_all(works, job)
         ordered = sorted(
             ((self._rank[route.name], route, work) for work in works for route in work.routes), key=lambda each: each[0]
         )
@@ -234,11 +234,32 @@ class Attempts:
         time = ("_commit_time",) if work.shape.key_time else ()
         return job.stamps.append(keys.rows, work.rowset, keys.places, time)
 
-    def _stage(self, work: _Work, job: Job) -> None:
-        """Stage keys to be deleted and whole rows."""
+    def _stage_all(self, works: Sequence[_Work], job: Job) -> None:
+        """Stage keys to be deleted and whole rows. The columns of what travels as arrays are found together."""
+        gone = [self._gone(work, job) for work in works]
+        live = [None if work.direct or not len(work.compacted.live) else self._live(work, job) for work in works]
+        together = [rows for rows in (*gone, *live) if rows is not None and few(rows)]
+        found = {id(rows): columns for rows, columns in zip(together, columns_of_each(together), strict=True)}
+        for work, keys, rows in zip(works, gone, live, strict=True):
+            if keys is not None:
+                work.gone = self._stages.load(work.shape, Kind.KEYS, keys, found=found.get(id(keys)))
+            self._stage_moves(work, job)
+            if rows is not None:
+                work.live = self._stages.load(work.shape, Kind.ROWS, rows, found=found.get(id(rows)))
+
+    def _gone(self, work: _Work, job: Job) -> Frame | None:
+        gone = work.compacted.gone
+        if not len(gone) or all(route.on_delete is OnDelete.IGNORE for route in work.routes):
+            return None
+        return self._keys(work, gone, job)
+
+    def _live(self, work: _Work, job: Job) -> Frame:
+        live = work.compacted.live
+        return job.stamps.append(live.rows, work.rowset, live.places, work.shape.pseudo)
+
+    def _stage_moves(self, work: _Work, job: Job) -> None:
+        """Stage the keys that rows move to, and those that they come from."""
         compacted = work.compacted
-        if len(compacted.gone) and any(route.on_delete is not OnDelete.IGNORE for route in work.routes):
-            work.gone = self._stages.load(work.shape, Kind.KEYS, self._keys(work, compacted.gone, job))
         for slot, route in enumerate(work.routes):
             if (gaps := work.gaps.get(route.name)) is not None and gaps.moves:
                 keys = self._keys(work, _gone_but_moved(compacted, gaps.moves), job)
@@ -247,14 +268,6 @@ class Attempts:
                     self._stages.load(work.shape, Kind.KEYS, keys, slot=2 * slot + 1),
                     self._stages.load(work.shape, Kind.KEYS, kept, slot=2 * slot + 2),
                 )
-        if not work.direct:
-            self._stage_live(work, job)
-
-    def _stage_live(self, work: _Work, job: Job) -> None:
-        live = work.compacted.live
-        if len(live):
-            rows = job.stamps.append(live.rows, work.rowset, live.places, work.shape.pseudo)
-            work.live = self._stages.load(work.shape, Kind.ROWS, rows)
 
     # ---- statements ------------------------------------------------------------------------------------------
 
@@ -307,7 +320,7 @@ class Attempts:
                 counts.upserted += len(work.rowset)
                 return
             work.direct = False
-            self._stage_live(work, job)
+            work.live = self._stages.load(work.shape, Kind.ROWS, self._live(work, job))
         elif route.name in work.new_to and work.live is not None:
             if self._insert(route, work, work.live, tally):
                 return

@@ -26,9 +26,6 @@ _EMPTY = struct.Struct("!iiI")
 #: OIDs of bigint and text.
 _BIGINT, _TEXT = 20, 25
 
-#: Up to so many values, slicing them in one loop costs less than finding them with numpy, to slice them then.
-_FEW = 4000
-
 
 @dataclass(frozen=True, slots=True)
 class Raw:
@@ -53,10 +50,8 @@ def register(connection: psycopg.Connection[Any]) -> None:
     connection.adapters.register_dumper(Raw, RawDumper)
 
 
-def arrays(frame: Frame, oids: Sequence[int]) -> list[Raw]:
-    """Each column of a frame (of at least one row) as an array of elements of the type given."""
-    count = len(frame)
-    columns = _columns_of_few(frame) if count * frame.width <= _FEW else _columns(frame)
+def arrays(columns: Sequence[bytes], count: int, oids: Sequence[int]) -> list[Raw]:
+    """Columns of so many rows (at least one), see `towline.columns`, as arrays of elements of the types given."""
     return [Raw(_HEADER.pack(1, 1, oid, count, 1) + column) for oid, column in zip(oids, columns, strict=True)]
 
 
@@ -96,28 +91,3 @@ def split(row: bytes) -> list[bytes | None]:
             found.append(row[at : at + length])
             at += length
     return found
-
-
-def _columns(frame: Frame) -> list[bytes]:
-    """The framed values of each column, joined."""
-    offsets, lengths = frame.fields()
-    data = frame.data
-    return [
-        b"".join([data[at - 4 : at + length] for at, length in zip(starts, sizes, strict=True)])
-        for starts, sizes in zip(offsets.tolist(), lengths.clip(0).tolist(), strict=True)
-    ]
-
-
-def _columns_of_few(frame: Frame) -> list[bytes]:
-    """The same as `_columns`, value by value."""
-    pieces: list[list[bytes]] = [[] for _ in range(frame.width)]
-    data = frame.data
-    at = 0
-    for _ in range(len(frame)):
-        at += 2
-        for column in pieces:
-            length = int.from_bytes(data[at : at + 4], "big", signed=True)
-            end = at + 4 + max(length, 0)
-            column.append(data[at:end])
-            at = end
-    return [b"".join(column) for column in pieces]

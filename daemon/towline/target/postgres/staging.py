@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from towline.change import Format, Relation
+from towline.columns import columns
 from towline.frame import Frame
 from towline.target.postgres import params
 from towline.target.postgres.executor import Executor
@@ -109,13 +110,13 @@ class Staged:
     def sql(self, route: Route, first: int = 1) -> str:
         """The stage as SQL that can stand behind FROM, its parameters from ``$first`` on."""
         binary = self.shape.relation.format is Format.BINARY
-        columns = text.stage_columns(self.shape.columns(self.kind), binary=binary, route=route)
+        staged = text.stage_columns(self.shape.columns(self.kind), binary=binary, route=route)
         place = self.kind is Kind.NUMBERED
         if self.path is Path.TABLE:
-            return text.table_stage(self.table, columns, place=place)
+            return text.table_stage(self.table, staged, place=place)
         if self.path is Path.ARRAYS:
-            return text.unnest_stage(columns, first=first, place=place)
-        return text.rows_stage(columns, self.count, first=first, place=place)
+            return text.unnest_stage(staged, first=first, place=place)
+        return text.rows_stage(staged, self.count, first=first, place=place)
 
 
 class Stages:
@@ -149,15 +150,26 @@ class Stages:
             self._executor.run(f"TRUNCATE {tables}")
             self._dirty.clear()
 
-    def load(self, shape: Shape, kind: Kind, rows: Frame, *, slot: int = 0, path: Path | None = None) -> Staged:
+    def load(
+        self,
+        shape: Shape,
+        kind: Kind,
+        rows: Frame,
+        *,
+        slot: int = 0,
+        path: Path | None = None,
+        found: Sequence[bytes] | None = None,
+    ) -> Staged:
         """Stage one or more rows that have the shape's columns of that kind. May COPY, which ends the executor's queue.
 
-        Stages of one relation and kind that are read at the same time need different slots.
+        Stages of one relation and kind that are read at the same time need different slots. ``found``: the rows'
+        columns (`towline.columns`), when they are known.
         """
         oids, flat = self._wire(shape, kind)
         path = path or self._choose(rows, flat)
         if path is Path.ARRAYS:
-            return Staged(shape, kind, path, len(rows), "", tuple(params.arrays(rows, oids)))
+            found = columns(rows) if found is None else found
+            return Staged(shape, kind, path, len(rows), "", tuple(params.arrays(found, len(rows), oids)))
         if path is Path.VALUES:
             return Staged(shape, kind, path, len(rows), "", tuple(params.values(rows)))
         name = self._table(shape, kind, slot)
@@ -182,8 +194,8 @@ class Stages:
         key = shape.relation.name, kind
         if key not in self._shapes:
             binary = shape.relation.format is Format.BINARY
-            columns = text.stage_columns(shape.columns(kind), binary=binary)
-            self._shapes[key] = tuple(column.oid for column in columns), not any(column.is_array for column in columns)
+            staged = text.stage_columns(shape.columns(kind), binary=binary)
+            self._shapes[key] = tuple(column.oid for column in staged), not any(column.is_array for column in staged)
         return self._shapes[key]
 
     def _table(self, shape: Shape, kind: Kind, slot: int) -> str:
@@ -198,7 +210,7 @@ class Stages:
                 del self._made[spare[0]]
                 self._executor.run(f"DROP TABLE pg_temp.{quote(spare[0])}")
             binary = shape.relation.format is Format.BINARY
-            columns = text.stage_columns(shape.columns(kind), binary=binary)
-            self._executor.run(text.create_stage(quote(name), columns, place=kind is Kind.NUMBERED))
+            staged = text.stage_columns(shape.columns(kind), binary=binary)
+            self._executor.run(text.create_stage(quote(name), staged, place=kind is Kind.NUMBERED))
         self._made[name] = None
         return name

@@ -26,8 +26,9 @@ from towline.target.postgres.params import Raw
 
 #: How much of a COPY is handed to libpq at once (bytes).
 _WRITE = 1 << 20
-#: Statements that are kept prepared at the server; a route has a handful.
-_PREPARED = 500
+#: Statements that are kept prepared at the server; a route has a handful, of which most run again with each batch. When
+#: there are more, each is made anew just after it made room for another. One takes some 50 kB of the server.
+_PREPARED = 1500
 #: A queue of so many statements is sent and answered, so that neither end's buffers fill up with it.
 _QUEUE = 256
 

@@ -185,7 +185,7 @@ class RouteConfig(_Model):
 class BatchConfig(_Model):
     """How much goes into one transaction at the target, when the source has that much."""
 
-    max_rows: Whole = Field(default=20_000, ge=1, le=1_000_000, description="Rows in one piece of the stream.")
+    max_rows: Whole = Field(default=50_000, ge=1, le=1_000_000, description="Rows in one piece of the stream.")
     max_bytes: Whole = Field(
         default=8_388_608, ge=65_536, le=1_073_741_824, description="Bytes in one piece of the stream."
     )

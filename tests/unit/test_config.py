@@ -64,7 +64,7 @@ def test_minimal(write: Write) -> None:
         "towline_erp_to_hub",
     )
     assert (loaded.source.plugin, loaded.target.schema_name) == ("pgoutput", "towline")
-    assert (loaded.batch.max_rows, loaded.batch.max_bytes, loaded.snapshot.chunk_rows) == (20_000, 8_388_608, 20_000)
+    assert (loaded.batch.max_rows, loaded.batch.max_bytes, loaded.snapshot.chunk_rows) == (50_000, 8_388_608, 20_000)
     assert (loaded.source.streaming, str(loaded.spool.directory), loaded.spool.max_bytes) == (
         "auto",
         "/var/tmp",

@@ -559,6 +559,7 @@ def test_idle_position(source: Source) -> None:
     before = source.position()
     assert not flat(source.read(stream))
     assert stream.idle_position >= before
+    assert not stream.ready
     source.run("INSERT INTO t VALUES (1)")
     until(lambda: stream.idle_position == 0)
     assert stream.received_position > before
@@ -634,6 +635,7 @@ def test_back_pressure(source: Source) -> None:
         return len(positions) > 25 and len(set(positions[-25:])) == 1
 
     until(stalled)
+    assert stream.ready
     assert stream.received_position < end  # 40 MB do not fit into the pieces and the socket's buffers
     assert stream.idle_position == 0
     assert [row[0] for _, _, row in flat(read_to(stream, end))] == [str(number) for number in range(1, 40001)]

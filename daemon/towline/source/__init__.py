@@ -138,6 +138,10 @@ class Stream(Protocol):
         it stops reading. Raises the reader's error (SourceUnavailable, StreamMalformed, SourceTableChanged, …).
         """
 
+    @property
+    def ready(self) -> bool:
+        """Whether a piece waits, which `poll` would return at once."""
+
     def acknowledge(self, position: int) -> None:
         """Tell the source that everything before ``position`` is durable at the target. Never goes back."""
 

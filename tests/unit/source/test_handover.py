@@ -64,6 +64,17 @@ def fill(reader: Reader) -> None:
         reader.handover.push(piece)
 
 
+def test_ready_is_what_poll_would_give(reader: Reader) -> None:
+    """Pieces, not what is still gathered."""
+    assert not reader.handover.ready
+    fill(reader)
+    reader.begin()
+    reader.insert()
+    assert reader.handover.ready
+    assert len(reader.taken()) == QUEUED
+    assert not reader.handover.ready
+
+
 def test_a_part_before_a_truncation_is_not_whole(reader: Reader) -> None:
     """It is cut out of its transaction while nobody takes anything: the rest must follow."""
     fill(reader)

@@ -117,6 +117,11 @@ class Backlog:
         self._handover.acknowledge(position)
 
     @property
+    def ready(self) -> bool:
+        """See `towline.source.Stream`."""
+        return self._handover.ready
+
+    @property
     def drained(self) -> bool:
         """Whether the reader has ended without an error, and all its pieces were taken."""
         return self._handover.drained

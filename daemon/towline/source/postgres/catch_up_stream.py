@@ -138,6 +138,11 @@ class CatchUpStream:
         return now.spooled if isinstance(now, PostgresStream) else (0, 0)
 
     @property
+    def ready(self) -> bool:
+        """See the contract."""
+        return self._now.ready
+
+    @property
     def idle_position(self) -> int:
         """See the contract."""
         return self._now.idle_position

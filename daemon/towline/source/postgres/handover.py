@@ -120,6 +120,12 @@ class Handover:
                 self.acknowledged = position
 
     @property
+    def ready(self) -> bool:
+        """See `towline.source.Stream`."""
+        with self._changed:
+            return bool(self._pieces)
+
+    @property
     def drained(self) -> bool:
         """Whether the stream has ended, and all its pieces were taken."""
         with self._changed:

@@ -44,6 +44,11 @@ class StandbyStream:
         self._stream.acknowledge(position)
 
     @property
+    def ready(self) -> bool:
+        """See the contract."""
+        return self._stream.ready
+
+    @property
     def idle_position(self) -> int:
         """See the contract."""
         position = self._stream.idle_position

@@ -142,6 +142,11 @@ class PostgresStream:
         self._handover.acknowledge(position)
 
     @property
+    def ready(self) -> bool:
+        """Whether a piece waits, which `poll` would return at once."""
+        return self._handover.ready
+
+    @property
     def spooled(self) -> tuple[int, int]:
         """How many transactions under way are kept, and how many bytes of files they take."""
         return (self._spool.transactions, self._spool.bytes) if self._spool is not None else (0, 0)

@@ -136,7 +136,8 @@ class SlotAhead(TowlineError):
 
     code = "TL-307"
     remedy = (
-        "Something else confirmed the slot, or the target was restored to an older state. Find out which, then run "
+        "Something else confirmed the slot, or the target was restored to an older state, or a standby of it took over "
+        "that lacked its last commits. Find out which, then run "
         "`towline resync`: all routes are copied again, while the target stays readable."
     )
 

@@ -73,7 +73,7 @@ class Metrics:
         self._seconds = Histogram(
             APPLY_SECONDS, "Seconds of a target transaction.", [PIPELINE], buckets=_BUCKETS, registry=self.registry
         ).labels(pipeline)
-        self._lag_bytes = self._gauge(SOURCE_LAG_BYTES, "Log of the source that is not durable at the target yet.")
+        self._lag_bytes = self._gauge(SOURCE_LAG_BYTES, "Log of the source that the target does not show yet.")
         self._lag_seconds = self._gauge(
             LAG_SECONDS, "How far the target is behind the source; 0 when nothing is missing."
         )
@@ -81,7 +81,7 @@ class Metrics:
         self._restart = self._gauge(SLOT_RESTART_POSITION, "The slot's restart position, in bytes of log.")
         self._spool_bytes = self._gauge(SPOOL_BYTES, "Disk that transactions under way at the source take here.")
         self._spool_transactions = self._gauge(SPOOL_TRANSACTIONS, "Transactions under way at the source kept here.")
-        self._checkpoint = self._gauge(CHECKPOINT_POSITION, "The durable position, in bytes of log.")
+        self._checkpoint = self._gauge(CHECKPOINT_POSITION, "The checkpoint that is durable, in bytes of log.")
         self._applied = self._gauge(LAST_APPLIED, "When the last target transaction was committed.")
         self._state = self._gauge(ROUTE_STATE, "1 for the state that the route's snapshot is in.", ROUTE, STATE)
         self._copied = self._gauge(ROUTE_COPIED, "Rows that the route's snapshot has copied.", ROUTE)
@@ -116,11 +116,11 @@ class Metrics:
         self.role("starting")
         self.mode("")
 
-    def committed(self, committed: Committed, position: int) -> None:
-        """A target transaction was committed, up to ``position``."""
+    def committed(self, committed: Committed, flushed: int) -> None:
+        """A target transaction was committed; ``flushed`` is the checkpoint that is durable."""
         self._batches.labels(self.pipeline).inc()
         self._seconds.observe(committed.seconds)
-        self._checkpoint.labels(self.pipeline).set(position)
+        self._checkpoint.labels(self.pipeline).set(flushed)
         self._applied.labels(self.pipeline).set_to_current_time()
         for route, counts in committed.counts.items():
             for operation, child in self._rows_of(route).items():

@@ -312,7 +312,7 @@ class Replication:
             prepared.relations,
             snapshots.states,
             epoch=checkpoint.epoch,
-            durable=lambda: pipeline.durable,
+            shown=lambda: pipeline.shown,
             copied=lambda: snapshots.done,
             failed=lambda: pipeline.stop(),
             observer=self._metrics,
@@ -356,7 +356,7 @@ class Replication:
 
         monitor = Monitor(
             self._tables,
-            lambda: pipeline.durable,
+            lambda: pipeline.shown,
             self._metrics,
             clock=self._clock,
             spooled=log_reader.spooled,

@@ -5,7 +5,7 @@ again when the form of its keys changes. Then it follows the changes that are ap
 both are written in the same transaction. Here nothing is read or written.
 
 It is also here that the figures are held against what came from the source: `RunningSums.entries` raises
-LedgerImbalance before anything is durable.
+LedgerImbalance before anything is committed.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ class RunningSums:
     ) -> None:
         self._relations = {relation.name: relation for relation in relations}
         self._routes: dict[TableName, list[str]] = {}
-        self._durable: dict[str, Entry] = {}
+        self._committed: dict[str, Entry] = {}
         for route in routes:
             relation = self._relations[route.source.name]
             self._routes.setdefault(relation.name, []).append(route.name)
             form = key_form(relation)
             was = known.get(route.name)
             valid = was is not None and was.form == form and route.name in streaming
-            self._durable[route.name] = Entry(form, total=was.total if valid and was is not None else None)
+            self._committed[route.name] = Entry(form, total=was.total if valid and was is not None else None)
         self._streaming = set(streaming)
         self._working: dict[str, Entry] = {}
         self._noted: dict[str, Entry] = {}
@@ -171,7 +171,7 @@ class RunningSums:
         self._loaded[route] = last
 
     def _entry(self, route: str) -> Entry:
-        return self._working.get(route) or self._durable[route]
+        return self._working.get(route) or self._committed[route]
 
     def entries(self, position: int, counts: Mapping[str, Counts]) -> Mapping[str, Entry]:
         """What is to be noted with the figures, by route; ``answers`` has what is to be told to who asked.
@@ -203,13 +203,13 @@ class RunningSums:
         return self._noted
 
     def committed(self, position: int) -> Mapping[str, Checksum]:
-        """The transaction is durable. Returns what is newly known of routes' sums."""
+        """The transaction was committed. Returns what is newly known of routes' sums."""
         news = {}
         with self._lock:
             for route, entry in self._noted.items():
-                if (entry.total is None) != (self._durable[route].total is None):
+                if (entry.total is None) != (self._committed[route].total is None):
                     news[route] = Checksum.UNKNOWN if entry.total is None else Checksum.KNOWN
-                self._durable[route] = Entry(entry.form, total=entry.total)
+                self._committed[route] = Entry(entry.form, total=entry.total)
             for answer in self.answers:
                 right = answer.anew or answer.total in (None, answer.counted)
                 news[answer.route] = Checksum.KNOWN if right else Checksum.DIFFERS
@@ -246,7 +246,7 @@ class RunningSums:
 
     def ask(self, wanted: Mapping[str, bool]) -> None:
         """Have routes counted again; True for those whose running sum is to be what was counted, whatever it is now."""
-        self._asked = {route: anew for route, anew in wanted.items() if route in self._durable}
+        self._asked = {route: anew for route, anew in wanted.items() if route in self._committed}
 
     def uncounted(self) -> list[Relation]:
         """The tables that are to be counted, those first that somebody asks for."""
@@ -255,7 +255,7 @@ class RunningSums:
             there = [route for route in routes if route in self._streaming]
             if any(route in self._asked for route in there):
                 asked.append(self._relations[table])
-            elif any(self._durable[route].total is None for route in there):
+            elif any(self._committed[route].total is None for route in there):
                 unknown.append(self._relations[table])
         return asked + unknown
 
@@ -290,5 +290,6 @@ class RunningSums:
     def checksums(self) -> Mapping[str, Checksum]:
         """Which routes' running sums are known, as of the last commit."""
         return {
-            route: Checksum.UNKNOWN if entry.total is None else Checksum.KNOWN for route, entry in self._durable.items()
+            route: Checksum.UNKNOWN if entry.total is None else Checksum.KNOWN
+            for route, entry in self._committed.items()
         }

@@ -46,7 +46,7 @@ class Observer(Protocol):
 class Sweeper:
     """A thread beside the loop of one attempt.
 
-    ``durable``: the position up to which the target has everything. ``copied``: whether every route streams.
+    ``shown``: the position up to which the target has everything. ``copied``: whether every route streams.
     ``failed`` is called, once, when a person must act; ``error`` says why.
     """
 
@@ -59,7 +59,7 @@ class Sweeper:
         states: Mapping[str, RouteState],
         *,
         epoch: int,
-        durable: Callable[[], int],
+        shown: Callable[[], int],
         copied: Callable[[], bool],
         failed: Callable[[], None],
         observer: Observer,
@@ -72,7 +72,7 @@ class Sweeper:
         self.marked = frozenset(route.name for route in marked)
         self._left = [(route, by_name[route.source.name]) for route in marked]
         self._epoch = epoch
-        self._durable = durable
+        self._shown = shown
         self._copied = copied
         self._failed = failed
         self._observer = observer
@@ -179,4 +179,4 @@ class Sweeper:
     def _position(self) -> int:
         if self._stop.is_set():
             raise VerifyUnsettled("stopped")
-        return self._durable()
+        return self._shown()

@@ -130,6 +130,18 @@ def test_rows_ledger_and_checkpoint_commit_together(case: Case) -> None:
     assert (checkpoint.position, checkpoint.commit_time) == (START + 0x10, WHEN)
 
 
+def test_asynchronous_commits_are_seen_and_gone_on_from(case: Case) -> None:
+    """They differ from others in a crash alone; whoever opens next goes on from them."""
+    target = case.opened()
+    for number in (1, 2):
+        target.begin()
+        target.apply(case.hub.batch().insert("item", id=str(number)).piece(), {ROUTE}, case.hub.reread)
+        assert target.commit(START + number, WHEN, synchronous=False).counts[ROUTE].upserted == 1
+        assert len(case.rows()) == number == case.ledger()[ROUTE].seen
+    target.close()
+    assert case.opened().open().position == START + 2
+
+
 def test_rollback_leaves_nothing(case: Case) -> None:
     """What was rolled back was never there, and the next transaction is not disturbed by it."""
     target = case.opened()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from tests.model.daemon import (
+    AcknowledgesAtOnce,
     AcknowledgesFirst,
     Case,
     CheckpointFirst,
+    NeverSettles,
     NoBarrier,
     RowsFirst,
     Rules,
@@ -17,6 +19,7 @@ ROWS = {"t": {"1": "a", "2": "a"}}
 
 BOTH_KEYS = Plan((Write("t", "1", "b"), Write("t", "2", "b")))
 MOVE_AND_DELETE = Plan((Write("t", "1", "c", to="3"), Write("t", "2")))
+NEW = Plan((Write("t", "3", "e"),))
 LATE = Plan((Write("t", "1", "b"), Write("t", "2", "b")), late_flush=True)
 OLDER = Plan((Write("t", "1", "b"),), before=True)
 
@@ -34,6 +37,8 @@ SMALL: dict[str, Case] = {
     "killed while a transaction comes in two halves": Case(
         ROWS, (BOTH_KEYS, MOVE_AND_DELETE), kills=1, streaming=True, split=True
     ),
+    "the target crashes, and loses commits": Case(ROWS, (BOTH_KEYS, NEW), crashes=1, streaming=True),
+    "the target crashes during the first copy": Case(ROWS, (BOTH_KEYS,), crashes=1),
 }
 
 #: What `make soak` explores beyond that, in minutes.
@@ -69,6 +74,14 @@ LARGE: dict[str, Case] = {
         killed_at=("committed",),
         chunk_rows=2,
     ),
+    "the target crashes after three transactions": Case(
+        ROWS, (BOTH_KEYS, MOVE_AND_DELETE, NEW), crashes=1, streaming=True
+    ),
+    "the target crashes, and the daemon is killed": Case(
+        ROWS, (BOTH_KEYS, NEW), crashes=1, kills=1, streaming=True, split=True
+    ),
+    "the target crashes during a first copy of two transactions": Case(ROWS, (BOTH_KEYS, MOVE_AND_DELETE), crashes=1),
+    "the target crashes twice during the first copy": Case(ROWS, (BOTH_KEYS,), crashes=2, split=True),
     "older than the slot, killed": Case(ROWS, (OLDER, BOTH_KEYS), kills=1, chunk_rows=2),
 }
 
@@ -108,6 +121,21 @@ BROKEN: dict[str, tuple[Rules, Case, str]] = {
         Rules(pipeline=AcknowledgesFirst, check_slot=False),
         Case(ROWS, (BOTH_KEYS,), kills=1, streaming=True),
         "a at the target",
+    ),
+    "an asynchronous commit is acknowledged at once": (
+        Rules(pipeline=AcknowledgesAtOnce),
+        Case(ROWS, (BOTH_KEYS, NEW), crashes=1, streaming=True),
+        "was acknowledged",
+    ),
+    "an asynchronous commit is acknowledged at once: what is lost": (
+        Rules(pipeline=AcknowledgesAtOnce, check_slot=False),
+        Case(ROWS, (BOTH_KEYS, NEW), crashes=1, streaming=True),
+        "at the target",
+    ),
+    "the loop rests on an asynchronous commit": (
+        Rules(pipeline=NeverSettles),
+        Case(ROWS, (BOTH_KEYS, NEW), crashes=1, streaming=True),
+        "commits are not durable",
     ),
     "rows before the checkpoint: what is doubled": (
         Rules(target=RowsFirst),

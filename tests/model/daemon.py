@@ -1,13 +1,14 @@
 """The daemon's own loop and rules over a source and a target in memory, with every choice left to an explorer.
 
 What is explored is the code itself: `Pipeline`, `Snapshots`, `High`, `Visibility`, `MemoryTarget`. Only what is beyond
-the loop is made up here: the server (`tests.model.source`), the stream's thread, the chunk reader's thread, and the
-kill. Choices are made where the daemon looks at the world, and before and after what it makes durable; what happens at
-the source between two such places is the same as if it happened at the second one.
+the loop is made up here: the server (`tests.model.source`), the stream's thread, the chunk reader's thread, the kill,
+and the crash of the target. Choices are made where the daemon looks at the world, and before and after what it commits;
+what happens at the source between two such places is the same as if it happened at the second one.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -21,6 +22,7 @@ import numpy as np
 from tests.model.explorer import Telling, Violated
 from tests.model.source import Logged, Plan, State, States, World, Write
 from towline.change import DELETE, INSERT, UPDATE, Chunk, Cursor, Piece, Relation, RowSet, Transaction, Visibility
+from towline.errors import TargetUnavailable
 from towline.frame import Frame, frame_row, key_values
 from towline.pipeline import Pipeline
 from towline.snapshot import PENDING, STREAMING, Snapshots
@@ -31,8 +33,10 @@ from towline.target.memory import MemoryStore, MemoryTarget
 from towline_transforms.route import Assignment, OnDelete, OnTruncate, Route
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-#: Where a kill makes a difference that no other place makes: before, at and after what is made durable.
+#: Where a kill makes a difference that no other place makes: before, at and after what is committed.
 KILLED_AT = ("received", "chunk-read", "committing", "committed", "acknowledged")
+#: Where a crash of the target does: before a commit, after it and after it is acknowledged.
+CRASHED_AT = ("committing", "committed", "acknowledged")
 
 
 class Killed(BaseException):
@@ -56,9 +60,25 @@ class NoBarrier(Snapshots):
 class AcknowledgesFirst(Pipeline):
     """The checkpoint follows the acknowledgement."""
 
-    def _commit(self) -> None:
+    def _commit(self, *, synchronous: bool) -> None:
         self._stream.acknowledge(self.reached)
-        super()._commit()
+        super()._commit(synchronous=synchronous)
+
+
+class AcknowledgesAtOnce(Pipeline):
+    """What is committed is acknowledged, however it was."""
+
+    def _commit(self, *, synchronous: bool) -> None:
+        super()._commit(synchronous=synchronous)
+        if not synchronous:
+            self._stream.acknowledge(self.checkpoint)
+
+
+class NeverSettles(Pipeline):
+    """What was committed asynchronously waits for the next transaction, whenever that comes."""
+
+    def _hurried(self) -> bool:
+        return super()._hurried() or self._unflushed
 
 
 class ModelTarget(MemoryTarget):
@@ -66,16 +86,21 @@ class ModelTarget(MemoryTarget):
 
     line: Line
 
-    def commit(self, position: int, commit_time: datetime | None) -> Committed:
-        committed = super().commit(position, commit_time)
-        self.line.committed()
+    @property
+    def closed(self) -> bool:
+        """Whether its session is gone."""
+        return self._closed.is_set()
+
+    def commit(self, position: int, commit_time: datetime | None, *, synchronous: bool = True) -> Committed:
+        committed = super().commit(position, commit_time, synchronous=synchronous)
+        self.line.committed("committed" if synchronous else "committed asynchronously")
         return committed
 
 
 class RowsFirst(ModelTarget):
     """Rows are durable before the checkpoint, in a transaction of their own."""
 
-    def commit(self, position: int, commit_time: datetime | None) -> Committed:
+    def commit(self, position: int, commit_time: datetime | None, *, synchronous: bool = True) -> Committed:
         committed = MemoryTarget.commit(self, self._checkpoint().position, commit_time)
         self.line.may_be_killed("between rows and checkpoint")
         self._store.checkpoint = replace(self._checkpoint(), position=position)
@@ -85,7 +110,7 @@ class RowsFirst(ModelTarget):
 class CheckpointFirst(ModelTarget):
     """The checkpoint is durable before the rows."""
 
-    def commit(self, position: int, commit_time: datetime | None) -> Committed:
+    def commit(self, position: int, commit_time: datetime | None, *, synchronous: bool = True) -> Committed:
         self._store.checkpoint = replace(self._checkpoint(), position=position)
         self.line.may_be_killed("between checkpoint and rows")
         return MemoryTarget.commit(self, position, commit_time)
@@ -111,6 +136,8 @@ class Rules:
 class Case:
     """A small world. ``initial``: rows by table and key. ``kills``: how many times the daemon may be killed.
 
+    ``crashes``: how many times the target may crash, at ``crashed_at``; any number of commits that are not durable is
+    undone then. Without crashes all commits are synchronous.
     ``streaming``: the tables were copied before; then the ledger is checked, too. ``split``: transactions may come in
     two pieces. ``late``: a chunk that was read may be handed over at any later time.
     """
@@ -123,6 +150,8 @@ class Case:
     split: bool = False
     late: bool = False
     killed_at: tuple[str, ...] = KILLED_AT
+    crashes: int = 0
+    crashed_at: tuple[str, ...] = CRASHED_AT
     routes: tuple[Route, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -149,7 +178,7 @@ class Line:
                 whole = [(_key(key), frame_row([key.encode(), v.encode()])) for key, v in rows[route.name].items()]
                 self.store.rows[route.name] = dict(whole)
         self.confirmed = self.world.start
-        self.kills = case.kills
+        self.kills, self.crashes = case.kills, case.crashes
         self.attempt: Attempt | None = None
 
     def run(self) -> None:
@@ -162,6 +191,8 @@ class Line:
             except Killed:
                 self.kills -= 1
                 self.telling.note("the daemon starts again")
+            except TargetUnavailable:
+                self.telling.note("the next attempt begins")
             finally:
                 self.attempt.target.close()
 
@@ -174,6 +205,21 @@ class Line:
         """What the loop passes."""
         if point in self.case.killed_at:
             self.may_be_killed(point)
+        if point in self.case.crashed_at:
+            self.may_crash(point)
+
+    def may_crash(self, point: str) -> None:
+        """A point at which the target may crash: the daemon hears of it when it next asks something of the target."""
+        if not self.crashes:
+            return
+        assert self.attempt is not None
+        losses = range(len(self.store.unflushed) + 1)
+        options = ("", *(f"the target crashes: {point}, and loses the last {lost} commits" for lost in losses))
+        if choice := self.telling.choose(options, lambda: (point, self.state())):
+            self.crashes -= 1
+            self.store.crash(choice - 1)
+            self.attempt.target.close()
+            self.committed("has come back")
 
     # ---- properties ------------------------------------------------------------------------------------------
 
@@ -184,12 +230,12 @@ class Line:
             for row in self.store.rows.get(route.name, {}).values()
         }
 
-    def committed(self) -> None:
-        """What is loaded is, at every commit, the state that the source had at the checkpoint."""
+    def committed(self, what: str) -> None:
+        """What is loaded is, at every commit and after every crash, the state that the source had at the checkpoint."""
         assert self.store.checkpoint is not None
         position = self.store.checkpoint.position
         truth = self.world.state_at(position)
-        self.telling.note(f"committed at {position}: {', '.join(map(self._shown, self.case.routes))}")
+        self.telling.note(f"{what} at {position}: {', '.join(map(self._shown, self.case.routes))}")
         for route in self.case.routes:
             state = self.store.states.get(route.name)
             rows = self.rows(route)
@@ -204,7 +250,9 @@ class Line:
                     )
 
     def quiescent(self) -> None:
-        """Nothing is left to do: the target has what the source has, and counted it once."""
+        """Nothing is left to do: the target has what the source has, durable, and counted it once."""
+        if self.store.unflushed:
+            raise Violated(f"all is done, and {len(self.store.unflushed)} commits are not durable")
         for route in self.case.routes:
             should, rows = self.world.visible()[route.name], self.rows(route)
             if rows != should:
@@ -227,9 +275,14 @@ class Line:
     def state(self) -> object:
         """Equal for equal states of everything."""
         assert self.attempt is not None and self.store.checkpoint is not None
-        ledger = tuple(counts.seen for counts in self.store.ledger.values()) if self.case.streaming else ()
-        durable = (self.store.checkpoint.position, _frozen(self.store.rows), frozenset(self.store.states.values()))
-        return self.world.key(), durable, ledger, self.confirmed, self.kills, self.attempt.state()
+        committed = tuple(map(self._held, [*self.store.unflushed, self.store]))
+        left = self.kills, self.crashes
+        return self.world.key(), committed, self.confirmed, left, self.attempt.state()
+
+    def _held(self, store: MemoryStore) -> object:
+        """What a store has of rows, states and checkpoint, and of the ledger where that is checked."""
+        ledger = tuple(counts.seen for counts in store.ledger.values()) if self.case.streaming else ()
+        return _position(store), _frozen(store.rows), frozenset(store.states.values()), ledger
 
 
 class Attempt:
@@ -245,6 +298,8 @@ class Attempt:
         self.start = max(checkpoint.position, line.confirmed)
         self.taken, self.half = self.start, False
         self.idle_position = self.awaited_position = self.received_position = 0
+        self.rested = False  # the loop was given nothing, so that it rests
+        self.said_ready = False  # and the loop has not acted on it yet
         self.snapshots = rules.snapshots(case.routes, self.target.states())
         self.asked: tuple[Relation, Cursor | None, int] | None = None
         self.chunk: Chunk | None = None
@@ -261,6 +316,7 @@ class Attempt:
             checkpoint_seconds=0,
             observer=cast(Any, self),
             announce=line.announce,
+            synchronous_every=math.inf if case.crashes else 0,
         )
 
     def run(self) -> None:
@@ -298,6 +354,11 @@ class Attempt:
             happening: list[tuple[str, Callable[[], None]]] = list(self.world.actions())
             if self.asked is not None and not self.world.locked(self.asked[0].name.name):
                 happening.append(("a chunk is read", self._read))
+            if not options and not happening and self.target.closed:
+                raise TargetUnavailable("a heartbeat finds that the session is gone")
+            if not options and not happening and self.line.store.unflushed and in_loop and not self.rested:
+                self.rested = True
+                return None
             if not options and not happening:
                 if not (self.world.over and self.snapshots.done and in_loop):
                     raise Violated("the daemon waits for ever")
@@ -306,9 +367,18 @@ class Attempt:
                 return None
             labels = [label for label, _ in options] + [label for label, _ in happening]
             choice = self.telling.choose(labels, self.line.state)
+            self.rested = self.said_ready = False
             if choice < len(options):
                 return options[choice][1]()
             happening[choice - len(options)][1]()
+
+    @property
+    def ready(self) -> bool:
+        """What is flushed at the source may have been received, or not."""
+        waiting = any(entry.end > self.taken for entry in self.world.log[: self.world.flushed])
+        asked = self.line.case.crashes and waiting
+        self.said_ready = bool(asked and self.telling.choose(("", "a piece is ready"), self.line.state))
+        return self.said_ready
 
     def _idle_at(self, position: int) -> None:
         self.idle_position = position
@@ -360,9 +430,9 @@ class Attempt:
 
     def acknowledge(self, position: int) -> None:
         """The slot moves on."""
-        assert self.line.store.checkpoint is not None
-        if self.line.rules.check_slot and position > self.line.store.checkpoint.position:
-            raise Violated(f"{position} was acknowledged, {self.line.store.checkpoint.position} is durable")
+        durable = _position([*self.line.store.unflushed, self.line.store][0])
+        if self.line.rules.check_slot and position > durable:
+            raise Violated(f"{position} was acknowledged, {durable} is durable")
         self.line.confirmed = max(self.line.confirmed, position)
 
     # ---- the chunk reader ------------------------------------------------------------------------------------
@@ -407,8 +477,9 @@ class Attempt:
 
     # ---- the observer ----------------------------------------------------------------------------------------
 
-    def committed(self, committed: Committed, position: int) -> None:
+    def committed(self, committed: Committed, flushed: int) -> None:
         """As `Observer` has it."""
+        self.said_ready = False
 
     def route_state(self, state: RouteState) -> None:
         """As `Observer` has it."""
@@ -424,7 +495,8 @@ class Attempt:
                 places.append((frame.f_code.co_name, frame.f_lineno))
         return (
             tuple(places),
-            (loop.checkpoint, loop.reached, loop._chunk is not None),
+            (loop.checkpoint, loop.flushed, loop._unflushed, loop.reached, loop._chunk is not None),
+            (self.rested, self.said_ready, self.target.closed),
             _shown_chunk(loop._ready.chunk) if loop._ready is not None else None,
             (copying._barrier, frozenset(copying._unseen), frozenset(copying._states.values())),
             (self.taken, self.half, self.idle_position, self.high._settled),
@@ -432,6 +504,11 @@ class Attempt:
             transaction
             and (_frozen(transaction.rows), frozenset(transaction.touched), frozenset(transaction.truncated)),
         )
+
+
+def _position(store: MemoryStore) -> int:
+    assert store.checkpoint is not None
+    return store.checkpoint.position
 
 
 def _empties(entry: Logged) -> bool:

@@ -25,7 +25,8 @@ _CONVERGENCE = (
 _RULES = (
     "The loop, and the rules of snapshots and checkpoints, over a source and a target in memory, in every "
     "order in which transactions are logged, flushed and seen, chunks read, pieces received, and the daemon "
-    "killed (`tests/model`). In none does the target show what the source never had, or end with other rows."
+    "killed, or the target crashed (`tests/model`). In none does the target show what the source never had, or end "
+    "with other rows."
 )
 _FUZZED = (
     "Captured streams with bits, bytes, lengths and whole messages changed, lost, repeated and mixed up. What "

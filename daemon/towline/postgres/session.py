@@ -4,7 +4,9 @@ Every session, at either end, has the settings under which the output of a type 
 any server and whatever the role's or the database's own settings are (`TEXT_SETTINGS`). Two more rules hold:
 
 * rows are never hidden: with ``row_security`` off, a table whose policies would filter rows is an error instead;
-* what the target commits is durable: ``synchronous_commit`` is never ``off``.
+* what is committed is durable: ``synchronous_commit`` is not ``off``, but what the role or the server has, be it more
+  than ``on``. The one exception is the pipeline's own transactions at the target, which say so one by one
+  (`towline.pipeline`): what they do not wait for, no position relies on that the source is told.
 
 Errors are translated here and nowhere else: from an SQLSTATE to a coded error of `towline.errors`. The
 server's DETAIL is never used, since it holds values of rows, and its message only where that cannot hold any; else it

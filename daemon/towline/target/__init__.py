@@ -3,6 +3,10 @@
 **One transaction.** ``begin``, any number of ``apply`` and ``load``, then ``commit`` with the position reached: rows,
 ledger and checkpoint become durable together or not at all. Nothing is visible to others before.
 
+**Durability.** A synchronous commit is durable when it returns, and so is all that was committed before it, by whomever
+(``open`` and ``set_states`` commit so). A crash may undo asynchronous ones, the last ones first and each as a whole;
+then the session is lost, too, so that nobody goes on from what was undone.
+
 **Idempotence.** Applying what was applied before leaves the same rows: the newest version of each key wins, deletes of
 absent rows do nothing.
 
@@ -38,7 +42,7 @@ Reread = Callable[[Relation, Frame], Chunk]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The durable state of a pipeline. ``commit_time`` is of the last source transaction applied.
+    """The committed state of a pipeline. ``commit_time`` is of the last source transaction applied.
 
     ``publication``: the OID of the one that the slot can read; None when it is not known, or none is read. ``ahead``:
     rows were read from the source's tables as of up to that position, which may be beyond the checkpoint's.
@@ -157,7 +161,7 @@ class Checksum(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a commit made durable: by route, for metrics.
+    """What was committed: by route, for metrics.
 
     ``quarantine``: rows that are set aside and open. ``checksums``: of routes that it tells something new of.
     """
@@ -175,7 +179,7 @@ class Target(Protocol):
         """Try for the session lock, for up to ``timeout`` seconds. False: another daemon has it."""
 
     def open(self) -> Checkpoint:
-        """Raise the epoch and read the checkpoint. Raises NotSetUp when `apply` has not run."""
+        """Raise the epoch and read the checkpoint, which is durable. Raises NotSetUp when `apply` has not run."""
 
     def states(self) -> Mapping[str, RouteState]:
         """The state of each route that the target knows."""
@@ -197,8 +201,8 @@ class Target(Protocol):
     def load(self, load: ChunkLoad) -> None:
         """Load a chunk's rows, but for the keys that were applied in this transaction (those are newer)."""
 
-    def commit(self, position: int, commit_time: datetime | None) -> Committed:
-        """Write ledger and checkpoint and commit. Raises Fenced, and LedgerImbalance before anything is durable."""
+    def commit(self, position: int, commit_time: datetime | None, *, synchronous: bool = True) -> Committed:
+        """Write ledger and checkpoint and commit. Raises Fenced, and LedgerImbalance before anything is committed."""
 
     def due(self, position: int) -> bool:
         """Whether a commit at that position has something to record, though nothing was applied."""

@@ -1,6 +1,6 @@
 """A target in memory, for identity routes: the contract of `towline.target` without a server.
 
-`MemoryStore` is what is durable: it outlives targets, and several targets may share it, as daemons share a database.
+`MemoryStore` is what is committed: it outlives targets, and several targets may share it, as daemons share a database.
 Rows are kept as the framed bytes that came, by the framed key of the source's identity.
 """
 
@@ -29,13 +29,33 @@ Rows = dict[bytes, bytes]
 
 @dataclass(eq=False)
 class MemoryStore:
-    """What is durable: rows by route and key, checkpoint, route states and ledger."""
+    """What is committed: rows by route and key, checkpoint, route states and ledger.
+
+    ``unflushed``: what it was before each of the commits that a crash may undo.
+    """
 
     checkpoint: Checkpoint | None = None
     rows: dict[str, Rows] = field(default_factory=dict)
     states: dict[str, RouteState] = field(default_factory=dict)
     ledger: dict[str, Counts] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    unflushed: list[MemoryStore] = field(default_factory=list)
+
+    def commits(self, *, synchronous: bool) -> None:
+        """To be called before anything is changed by a commit."""
+        if synchronous:
+            self.unflushed.clear()
+        else:
+            ledger = {route: replace(counts) for route, counts in self.ledger.items()}
+            self.unflushed.append(MemoryStore(self.checkpoint, dict(self.rows), dict(self.states), ledger))
+
+    def crash(self, lost: int) -> None:
+        """Undo the last commits, so many of ``unflushed``. Whoever is connected is to be closed."""
+        if lost:
+            before = self.unflushed[-lost]
+            self.checkpoint, self.rows, self.states = before.checkpoint, before.rows, before.states
+            self.ledger = before.ledger
+        self.unflushed.clear()
 
 
 @dataclass(eq=False)
@@ -81,6 +101,7 @@ class MemoryTarget:
         if checkpoint is None:
             raise NotSetUp("the store has no checkpoint")
         self._epoch = checkpoint.epoch + 1
+        self._store.commits(synchronous=True)
         self._store.checkpoint = replace(checkpoint, epoch=self._epoch)
         return self._store.checkpoint
 
@@ -124,12 +145,13 @@ class MemoryTarget:
                 table[key] = chunk.rows.row(place)
         transaction.states[load.route.name] = load.state
 
-    def commit(self, position: int, commit_time: datetime | None) -> Committed:
+    def commit(self, position: int, commit_time: datetime | None, *, synchronous: bool = True) -> Committed:
         """See the contract."""
         transaction, checkpoint = self._current(), self._checkpoint()
         if position < checkpoint.position:
             raise TowlineError(f"a commit at {format_lsn(position)} is before the checkpoint")
         counts = {name: each for name, each in transaction.counts.items() if each.seen}
+        self._store.commits(synchronous=synchronous)
         self._store.rows.update(transaction.rows)
         self._store.states.update(transaction.states)
         for name, each in counts.items():
@@ -157,6 +179,7 @@ class MemoryTarget:
     def set_states(self, states: Sequence[RouteState]) -> None:
         """See the contract."""
         self._checkpoint()
+        self._store.commits(synchronous=True)
         self._store.states.update({state.route: state for state in states})
 
     def close(self) -> None:

@@ -7,6 +7,11 @@ gets `Fenced`; what else it had sent with them is rolled back. A daemon that is 
 both session and transaction to the server's idle timeouts (`_IDLE`).
 
 **Round trips.** A small batch costs two: begin, lock the checkpoint and its statements; ledger, checkpoint and commit.
+
+**Durability.** An asynchronous commit does not wait for the server's log to be flushed; the server does that within
+three times its ``wal_writer_delay``, and a crash before undoes the commit. A synchronous one flushes the log up to its
+own record, and so the records of all that committed before it; then it waits for synchronous standbys, if there are
+any. Source: https://www.postgresql.org/docs/current/wal-async-commit.html
 """
 
 from __future__ import annotations
@@ -66,6 +71,14 @@ _SETTINGS = {
     "random_page_cost": 1.1,
 }
 
+
+#: How a transaction commits, said in it just before. The synchronous way is that of the session, which may be more than
+#: ``on``, but never off, whatever the settings of the server have become since the session began.
+ASYNCHRONOUS = "SET LOCAL synchronous_commit = off"
+SYNCHRONOUS = """
+SELECT pg_catalog.set_config('synchronous_commit', CASE way WHEN 'off' THEN 'on' ELSE way END, true)
+FROM pg_catalog.current_setting('synchronous_commit') AS way
+"""
 
 #: A server process and when it began, which tells it from a later one of the same number.
 Session = tuple[int, datetime]
@@ -282,14 +295,14 @@ class PostgresTarget:
             self._loaded.append(load.state)
             self.sums.load(load.route.name, len(load.chunk.rows), last=load.state.state == STREAMING)
 
-    def commit(self, position: int, commit_time: datetime | None) -> Committed:
+    def commit(self, position: int, commit_time: datetime | None, *, synchronous: bool = True) -> Committed:
         """See the contract. When constraints that were put off are violated, and rows may be set aside, the batch is
         replayed in a transaction of its own that finds these rows.
         """
         with self._call():
             self._hold()
             try:
-                return self._commit(position, commit_time)
+                return self._commit(position, commit_time, synchronous)
             except psycopg.Error as error:
                 self._executing().abandon()
                 refused = translate(error, "target")
@@ -304,14 +317,14 @@ class PostgresTarget:
             self._applying().replay()
             for state in loaded:
                 self._executing().run(*self._control.state(state))
-            return self._commit(position, commit_time)
+            return self._commit(position, commit_time, synchronous)
 
-    def _commit(self, position: int, commit_time: datetime | None) -> Committed:
+    def _commit(self, position: int, commit_time: datetime | None, synchronous: bool) -> Committed:
         applier, executor = self._applying(), self._executing()
         counts = {name: each for name, each in applier.counts.items() if each.seen}
         entries = self.sums.entries(position, counts)
         if entries:
-            # Constraints that were put off are checked here, where nothing is durable yet.
+            # Constraints that were put off are checked here, where nothing is committed yet.
             executor.run("SET CONSTRAINTS ALL IMMEDIATE")
             if ranges := {route: entry for route, entry in entries.items() if entry.seen or entry.keys != NO_KEYS}:
                 executor.run(*self._control.ledger(self._position, position, counts, ranges), prepare=True)
@@ -320,7 +333,7 @@ class PostgresTarget:
             executor.run(*self._control.answer(answer, position))
         quarantine = applier.quarantine
         opened = quarantine.count() if quarantine is not None and self._counting(quarantine) else None
-        self._finish(executor, position, commit_time)
+        self._finish(executor, position, commit_time, synchronous)
         applier.committed()
         checksums = self.sums.committed(position)
         if quarantine is None:
@@ -461,7 +474,7 @@ class PostgresTarget:
         executor.sync()
         self.sums.ask({route or "": anew == "t" for route, anew in wanted.rows})
 
-    def _finish(self, executor: Executor, position: int, commit_time: datetime | None) -> None:
+    def _finish(self, executor: Executor, position: int, commit_time: datetime | None, synchronous: bool) -> None:
         """Move the checkpoint and commit. The checkpoint is held, and so is its epoch: only the position can be
         wrong.
         """
@@ -471,6 +484,7 @@ class PostgresTarget:
             )
         moved = self._control.advance(self._epoch, position, commit_time, self._applying().read)
         advanced = executor.run(*moved, prepare=True)
+        executor.run(SYNCHRONOUS if synchronous else ASYNCHRONOUS, prepare=True)
         executor.run("COMMIT")
         executor.sync()
         self._open = False

@@ -222,10 +222,10 @@ def test_hot_keys(counting: Making) -> None:
 
 
 def test_many_tables(counting: Making) -> None:
-    """A table more in a batch is a round trip or two more, and few statements."""
+    """A table more in a batch is three round trips more at most (those of a COPY), and few statements."""
     tables = f"DROP TABLE orders CASCADE; DROP TABLE bench_marker; CALL bench_gen.make_tables({TABLES})"
     made = counting(tables, "  - {from: public.*, into: replica.*}")
     growth = grown(made, SPREAD)
     assert growth.calls < 60, growth
-    assert growth.requests < 3 * TABLES, growth
+    assert growth.requests < 3 * TABLES + 12, growth
     assert growth.statements < 5 * TABLES, growth

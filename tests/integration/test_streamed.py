@@ -166,7 +166,7 @@ def test_readers_see_whole_transactions(ends: Ends) -> None:
     assert states == [before] * states.count(before) + [after] * states.count(after)
     within = [shown for point, shown in seen if point == "within-transaction"]
     assert len(within) > 10 and set(within) == {before}
-    assert seen[-1][1] == after and ends.streamed() == 2
+    assert seen[-1][1] == after and ends.streamed() >= 2  # at each of the two; what came before may be sent again
     ends.check()
 
 

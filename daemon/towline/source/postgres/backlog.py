@@ -40,7 +40,7 @@ from towline.source.postgres.slot_copy import Refused, SlotCopy
 from towline.source.postgres.turns import Turns
 
 #: Bytes of pieces that may wait for the consumer, so that the next gulp is decoded meanwhile.
-AHEAD = 48 << 20
+AHEAD = 24 << 20
 #: How long the walsender that was reading may take to end by itself, and then to release the slot (seconds). One that
 #: decodes what nobody wants looks for its client rarely.
 ENDED_WITHIN, RELEASED_WITHIN = 2.0, 10.0

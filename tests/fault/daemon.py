@@ -2,12 +2,12 @@
 
     python -m tests.fault.daemon PIPELINE.yaml [POINT COUNT]
     python -m tests.fault.daemon PIPELINE.yaml --strings [POINT COUNT]
-    python -m tests.fault.daemon PIPELINE.yaml --sips|--drops …
+    python -m tests.fault.daemon PIPELINE.yaml --sips|--drops|--copies …
 
 With a point, SIGKILL comes the COUNT-th time that the loop passes it: no handler runs, nothing is flushed. With
 ``--strings`` it is paused there instead, and can be moved in other ways (see `tests.fault.strings`). With ``--sips`` a
 backlog of a few megabytes is far behind, and read through SQL in small gulps; with ``--drops`` one of some hundred
-kilobytes.
+kilobytes. With ``--copies`` two hundred rows travel by COPY, however narrow they are.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from towline.pipeline import POINTS
 from towline.source.postgres import backlog
 from towline.source.postgres.catch_up_stream import POINTS as CATCH_UP_POINTS
 from towline.supervisor import run
+from towline.target.postgres import staging
 
 #: With these a test need not write hundreds of megabytes. A backlog of 20 is read in two gulps.
 SIPS = catch_up.Bounds(
@@ -46,6 +47,9 @@ def main(arguments: list[str]) -> int:
     for option in BEHIND.keys() & arguments:
         arguments.remove(option)
         catch_up.BOUNDS, backlog.AHEAD = BEHIND[option]
+    if "--copies" in arguments:
+        arguments.remove("--copies")
+        staging.FEW_VALUES = 0
     if "--strings" in arguments:
         strings = pulled(*arguments[2:])
         return daemon(path, strings.announce)

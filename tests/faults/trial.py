@@ -140,7 +140,8 @@ class Trial:
         """Start a daemon."""
         assert not self._abandoned, "the trial was abandoned"
         log = self.directory / f"daemon-{len(self.puppets)}.log"
-        self.puppets.append(Puppet(DAEMON, self.path, log, pause, *(["--drops"] if self._far_behind else [])))
+        options = ["--copies", *(["--drops"] if self._far_behind else [])]
+        self.puppets.append(Puppet(DAEMON, self.path, log, pause, *options))
         return self.daemon
 
     def kill(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from towline.change import Relation, RowSet
 from towline.source.postgres import few_tuples, tuples
-from towline.source.postgres.block import PAD
+from towline.source.postgres.block import Block
 from towline.source.postgres.gather import join
 from towline.source.postgres.tuples import Layout
 
@@ -143,6 +143,5 @@ class TupleBatch:
 
 def _run(messages: list[bytes], orders: Ints) -> Run:
     """One run of messages without envelopes."""
-    sizes = np.fromiter(map(len, messages), dtype=np.int64, count=len(messages))
-    ends = np.cumsum(sizes)
-    return Run(b"".join((*messages, PAD)), ends - sizes, ends, orders)
+    block = Block.of(messages)
+    return Run(block.data, block.begins, block.ends, orders)

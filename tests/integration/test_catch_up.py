@@ -21,6 +21,7 @@ from towline.postgres import session
 from towline.postgres.catalog import describe
 from towline.source.postgres import backlog, slot_copy
 from towline.source.postgres.catch_up_stream import POINTS, CatchUpStream
+from towline.source.postgres.turns import Turns
 from towline_transforms.schema import TableName
 
 
@@ -131,8 +132,18 @@ def until_error(stream: CatchUpStream, kind: type[TowlineError], match: str) -> 
     return found
 
 
-def test_in_gulps(source: Source) -> None:
-    """All comes, in order; the slot follows what was acknowledged and nothing else; then the stream goes on."""
+def test_in_gulps(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All comes, in order, by two sessions in turns; the slot follows what was acknowledged and nothing else; then the
+    stream goes on."""
+    sessions: set[int] = set()
+    swap = Turns.swap
+
+    def noted(turns: Turns) -> slot_copy.SlotCopy:
+        session = swap(turns)
+        sessions.add(id(session))
+        return session
+
+    monkeypatch.setattr(Turns, "swap", noted)
     keys = insert(source)
     stream = source.open(Bounds(enter=1, leave=1, least=300_000, most=300_000, follow=1 << 30, confirm=1))
     began, end, acknowledged = source.confirmed(), source.position(), source.confirmed()
@@ -152,6 +163,7 @@ def test_in_gulps(source: Source) -> None:
     until(lambda: stream.poll(0.1) is None and source.told == ["catching up", "streaming"])
     assert moved
     assert source.points.count("gulp-read") >= 3
+    assert len(sessions) == 2
     assert source.points[-2:] == ["switching", "switched"]
     assert set(source.points) == set(POINTS)
     assert source.copies() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from towline import __version__
+from towline import __version__, garbage
 from towline.cli import VERBS, cli
 from towline.cli.outcome import Commands, report
 from towline.errors import Action, TowlineError, all_errors
@@ -193,3 +194,18 @@ def test_an_error_that_was_logged_is_not_printed_again(capsys: pytest.CaptureFix
     error.told = True
     report(error)
     assert capsys.readouterr().err == ""
+
+
+def test_garbage_is_looked_for_again() -> None:
+    """It is not while modules are imported; from then on it is, or a daemon would grow for as long as it runs."""
+    before = gc.get_threshold()
+    try:
+        garbage.loading()
+        assert not gc.isenabled()
+        cli.get_command(click.Context(cli), "schema")
+        assert gc.isenabled()
+        assert gc.get_threshold()[0] == garbage.THRESHOLD
+    finally:
+        gc.enable()
+        gc.unfreeze()
+        gc.set_threshold(*before)

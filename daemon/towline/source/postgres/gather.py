@@ -17,13 +17,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
 import numpy as np
 
 from towline.change import Piece, Relation, RowSet, Transaction
 from towline.errors import StreamMalformed
 from towline.frame import Frame
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+else:
+    Ints = Any
 
 #: More than a piece can have.
 UNBOUNDED = 1 << 62
@@ -278,6 +285,10 @@ class Gatherer(Generic[B]):
     def full(self) -> bool:
         """Whether as much was gathered as a piece may hold."""
         return self.order >= self.max_rows or self.size >= self.max_bytes
+
+    def room(self, sizes: Ints) -> int:
+        """How many of the changes whose sizes add up to these there is room for, with the one that fills the piece."""
+        return min(self.max_rows - self.order, 1 + int(np.searchsorted(sizes, self.max_bytes - self.size)))
 
     @property
     def at_boundary(self) -> bool:

@@ -43,8 +43,8 @@ from towline.source.postgres.block import Block, numbers
 from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.pgoutput import Decoder, Layouts, RelationSent, parse
 from towline.source.postgres.routed import Routed
-from towline.source.postgres.together import EPOCH, FEW, SPARSE
-from towline.source.postgres.tuple_batch import Run, TupleBatch
+from towline.source.postgres.together import EPOCH, FEW
+from towline.source.postgres.tuple_batch import Run, TupleBatch, runs_by_table
 from towline.source.postgres.tuples import Layout
 from towline.source.postgres.under_way import HEAD, Keep, UnderWay
 
@@ -217,19 +217,13 @@ class StreamingDecoder(Decoder):
         layouts = [self._layouts.get(int(oid).to_bytes(4, "big")) for oid in tables]
         if not all(isinstance(layout, Layout) for layout in layouts):
             return 0
-        before = int(block.begins[first])
-        room = int(np.searchsorted(block.ends[first:stop], before + gatherer.max_bytes - gatherer.size)) + 1
-        count = min(stop - first, room, gatherer.max_rows - gatherer.order)
-        part, which = block.part(first, first + count), which[:count]
-        size = int(part.ends[-1]) - before
-        orders = gatherer.order + np.arange(count)
-        for number, layout in enumerate(layouts):
-            of = np.flatnonzero(which == number) if len(layouts) > 1 else slice(None)
-            run = Run(part.data, part.begins[of], part.ends[of], orders[of])
-            if len(run):
-                self._add(layout, run.alone() if size * SPARSE < len(block.data) else run)
+        running = block.ends[first:stop] - block.begins[first]
+        count = min(stop - first, gatherer.room(running))
+        part, orders = block.part(first, first + count), gatherer.order + np.arange(count)
+        for table, run in runs_by_table(part.data, part.begins, part.ends, orders, which[:count]):
+            self._add(layouts[table], run)
         gatherer.order += count
-        gatherer.size += size
+        gatherer.size += int(running[count - 1])
         return first + count
 
     def _add(self, layout: object, run: Run) -> None:

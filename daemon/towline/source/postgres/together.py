@@ -18,7 +18,7 @@ import numpy as np
 from towline.change import Transaction
 from towline.source.postgres.block import Block, numbers
 from towline.source.postgres.gather import Boundary, Gatherer, Many
-from towline.source.postgres.tuple_batch import Run, TupleBatch
+from towline.source.postgres.tuple_batch import Run, TupleBatch, runs_by_table
 from towline.source.postgres.tuples import Layout
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ else:
 EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 #: Fewer messages than this are taken one by one.
 FEW = 48
-#: Changes that are less than one in so many bytes of a block do not keep it in memory.
-SPARSE = 4
 #: What a table is when the decoder has to look at its changes itself.
 UNSURE: Final = object()
 
@@ -112,29 +110,19 @@ class Together:
             wanted = np.array([layout is not None for layout in layouts])[which]
             changes, which = changes[wanted], which[wanted]
         sizes = np.cumsum(block.ends[changes] - block.begins[changes])
-        room = min(
-            gatherer.max_rows - gatherer.order, 1 + int(np.searchsorted(sizes, gatherer.max_bytes - gatherer.size))
-        )
+        room = gatherer.room(sizes)
         if len(changes) >= room and changes[room - 1] + 1 < len(block):
             stop = int(changes[room - 1]) + 1
             return self._stretch(block.part(0, stop), kinds[:stop])
 
-        few = len(sizes) > 0 and int(sizes[-1]) * SPARSE < len(block.data)
         orders = gatherer.order + np.arange(len(changes))
-        by_table = np.argsort(which, kind="stable")
-        ends = np.cumsum(np.bincount(which, minlength=len(tables)))
-        begin = 0
-        for layout, end in zip(layouts, ends.tolist(), strict=True):
-            if end > begin:
-                assert isinstance(layout, Layout)
-                of = by_table[begin:end]
-                run = Run(block.data, heads[changes[of]], block.ends[changes[of]], orders[of])
-                self._add(layout, block.at, run.alone() if few else run)
-            begin = end
+        for table, run in runs_by_table(block.data, heads[changes], block.ends[changes], orders, which):
+            self._add(layouts[table], block.at, run)
         gatherer.extend(transactions.many(changes, sizes, gatherer.order, gatherer.listed))
         return len(block)
 
-    def _add(self, layout: Layout, at: int, run: Run) -> None:
+    def _add(self, layout: object, at: int, run: Run) -> None:
+        assert isinstance(layout, Layout)
         self._gatherer.gathered((layout, at, 0), lambda: TupleBatch(layout, at)).add(run)
 
 

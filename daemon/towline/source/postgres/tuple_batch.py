@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ FEW = 40
 BLOCK = 40_000
 #: Messages that lie so far apart that the bytes between are more than so many times theirs are put together first.
 APART = 2
+#: Changes that are less than one in so many bytes of a block do not keep it in memory.
+SPARSE = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +62,16 @@ class Run:
     def apart(self) -> bool:
         """Whether most of the bytes from the first to the last are of other messages."""
         return int(self.ends[-1] - self.heads[0]) > APART * int((self.ends - self.heads).sum())
+
+
+def runs_by_table(data: bytes, heads: Ints, ends: Ints, orders: Ints, which: Ints) -> Iterator[tuple[int, Run]]:
+    """Changes of several tables as a run of each, with its number. ``which``: by change, the number of its table."""
+    few = int((ends - heads).sum()) * SPARSE < len(data)
+    by_table = np.argsort(which, kind="stable")
+    for of in np.split(by_table, np.flatnonzero(np.diff(which[by_table])) + 1):
+        if len(of):
+            run = Run(data, heads[of], ends[of], orders[of])
+            yield int(which[of[0]]), run.alone() if few else run
 
 
 @dataclass(slots=True)

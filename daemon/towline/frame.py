@@ -43,12 +43,17 @@ class FrameError(ValueError):
     """The bytes are not rows of the width they are said to have."""
 
 
+def numbers(data: bytes, form: str) -> Any:
+    """The number of that form (big endian, as ``>u4``) that begins at any byte: an array to be indexed by places."""
+    size = np.dtype(form).itemsize
+    return np.ndarray((len(data) - size + 1,), dtype=form, buffer=data, strides=(1,))
+
+
 def int32(data: bytes, at: Ints) -> Ints:
     """The big-endian int32 at each of the offsets."""
     if not len(at):
         return np.empty(0, dtype=np.int64)
-    anywhere: NDArray[np.int32] = np.ndarray((len(data) - 3,), dtype=">i4", buffer=data, strides=(1,))
-    value: Ints = anywhere[at].astype(np.int64)
+    value: Ints = numbers(data, ">i4")[at].astype(np.int64)
     return value
 
 

@@ -61,9 +61,3 @@ class Block:
     def bytes(self) -> Bytes:
         """All of them."""
         return np.frombuffer(self.data, dtype=np.uint8)
-
-
-def numbers(data: bytes, form: str) -> Any:
-    """The number of that form (big endian, as ``>u4``) that begins at any byte: an array to be indexed by places."""
-    size = np.dtype(form).itemsize
-    return np.ndarray((len(data) - size + 1,), dtype=form, buffer=data, strides=(1,))

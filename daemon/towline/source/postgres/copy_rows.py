@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from towline.errors import StreamMalformed
-from towline.source.postgres.block import Block, numbers
+from towline.frame import numbers
+from towline.source.postgres.block import Block
 
 #: Where the value begins in a message that is a row.
 ROW_HEADER = 6

@@ -39,7 +39,8 @@ from datetime import timedelta
 import numpy as np
 
 from towline.errors import StreamMalformed
-from towline.source.postgres.block import Block, numbers
+from towline.frame import numbers
+from towline.source.postgres.block import Block
 from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.pgoutput import Decoder, Layouts, RelationSent, parse
 from towline.source.postgres.routed import Routed

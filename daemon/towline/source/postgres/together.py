@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from towline.change import Transaction
-from towline.source.postgres.block import Block, numbers
+from towline.frame import numbers
+from towline.source.postgres.block import Block
 from towline.source.postgres.gather import Boundary, Gatherer, Many
 from towline.source.postgres.tuple_batch import Run, TupleBatch, runs_by_table
 from towline.source.postgres.tuples import Layout

@@ -32,8 +32,8 @@ import numpy as np
 
 from towline.change import DELETE, INSERT, UPDATE, Format, Relation, RowSet
 from towline.errors import StreamMalformed
-from towline.frame import Frame, frame_row
-from towline.source.postgres.block import PAD, numbers
+from towline.frame import Frame, frame_row, numbers
+from towline.source.postgres.block import PAD
 from towline_transforms.schema import TableName
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from tests.support.databases import NewDatabase
 from towline import errors
 from towline.demo.server import Server
 from towline.postgres.session import REPLICATION_OPTIONS, TEXT_SETTINGS, connect, connection_string, translating
+from towline.target.postgres.executor import Executor
 
 
 def settings_of(connection: psycopg.Connection) -> dict[str, str]:
@@ -56,6 +57,21 @@ def test_the_role_s_search_path_can_stay(pg18: Server, new_database: NewDatabase
     dsn = new_database(pg18)
     with connect(dsn, application_name="t", side="target", search_path=None) as connection:
         assert connection.execute("SHOW search_path").fetchone() == ('"$user", public',)
+
+
+def test_what_is_prepared_outlives_a_rollback(pg18: Server, new_database: NewDatabase) -> None:
+    """psycopg deallocates ALL after one, once it has prepared a statement for itself."""
+    with connect(new_database(pg18), application_name="t", side="target") as connection:
+        executor = Executor(connection)
+        executor.run("SELECT 1", prepare=True)
+        executor.sync()
+        for _ in range(10):  # the default is to prepare from the fifth on
+            connection.execute("SELECT 2")
+        connection.execute("BEGIN")
+        connection.execute("ROLLBACK")
+        again = executor.run("SELECT 1", prepare=True)
+        executor.sync()
+    assert again.rows == [("1",)]
 
 
 @pytest.mark.parametrize(

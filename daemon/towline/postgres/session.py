@@ -102,7 +102,8 @@ def connect(
     """
     target = connection_string(dsn, side, application_name=application_name, client_encoding="UTF8")
     try:
-        connection = psycopg.connect(target, autocommit=True)
+        # Not prepared by psycopg, which after a rollback deallocates ALL, the statements that others prepared too.
+        connection = psycopg.connect(target, autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         raise _refusal(error, target, side) from None
     try:

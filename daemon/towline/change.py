@@ -31,6 +31,8 @@ from towline_transforms.schema import Column, Table, TableName
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from towline.key_sum import Change
+
     Ints = NDArray[np.int64]
     Ops = NDArray[np.uint8]
 else:
@@ -150,7 +152,8 @@ class Piece:
 
     ``end``: the position after the last transaction, or None when that goes on in the next piece.
     ``transactions`` are in order; a transaction that goes on is listed in every piece that holds some of it.
-    ``received``: the clock (seconds, `time.time`) when its last bytes arrived.
+    ``received``: the clock (seconds, `time.time`) when its last bytes arrived. ``keys``: what each row set does to its
+    table's keys (`towline.key_sum.changes_of`), where that was added up already.
     """
 
     rowsets: tuple[RowSet, ...]
@@ -158,6 +161,7 @@ class Piece:
     end: int | None
     truncated: tuple[Relation, ...] = ()
     received: float = 0.0
+    keys: tuple[Change, ...] | None = None
 
     @property
     def changes(self) -> int:

@@ -22,16 +22,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from towline.change import DELETE, INSERT, RowSet
-from towline.frame import Frame, frame_row, key_values
+from towline.frame import Frame, adjoining, frame_row, key_values, numbers
+from towline.key_sum import Change as KeyChange
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Ints = NDArray[np.int64]
+    Hashes = NDArray[np.uint64]
 else:
-    Ints = Any
+    Ints = Hashes = Any
 
 _NONE: Ints = np.empty(0, dtype=np.int64)
+#: Keys of so many lengths are compared with arrays, those of a length at a time.
+_SIZES = 50
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,8 +108,11 @@ def inserts_only(rowset: RowSet) -> bool:
     return not rowset.missing and not rowset.unknown and rowset.ops.tobytes().count(INSERT) == len(rowset)
 
 
-def compact(rowset: RowSet, *, moving: bool = False) -> Compacted:
-    """Keep the last version of each key. ``moving``: rows whose key changed are moves also when they lack nothing."""
+def compact(rowset: RowSet, *, moving: bool = False, change: KeyChange | None = None) -> Compacted:
+    """Keep the last version of each key. ``moving``: rows whose key changed are moves also when they lack nothing.
+
+    ``change``: what the row set does to the keys, where that was added up already: many are compared faster by it.
+    """
     if moving:
         rowset = replace(rowset, moved=_all_moved(rowset))
     rows, ops = rowset.rows, rowset.ops
@@ -113,16 +120,13 @@ def compact(rowset: RowSet, *, moving: bool = False) -> Compacted:
         return _grouped(rowset, np.arange(len(rowset), dtype=np.int64), {}, {}, ())
     if len(ops) == 1:
         return _grouped(rowset, np.zeros(1, dtype=np.int64), rowset.missing, {}, (), frozenset(rowset.unknown))
-    keys = rows.keys(rowset.relation.key)
-    last = dict(zip(keys, range(len(keys)), strict=True))
-    places = np.fromiter(last.values(), dtype=np.int64, count=len(last))
-    places.sort()
+    places = _last(rowset, change)
     if not rowset.missing and not rowset.unknown and not rowset.moved:
         return _grouped(rowset, places, {}, {}, ())
-    if len(last) == len(keys) and not rowset.moved:
+    if len(places) == len(rowset) and not rowset.moved:
         masks = {place: mask for place, mask in rowset.missing.items() if ops[place] != DELETE}
         return _grouped(rowset, places, masks, {}, (), frozenset(rowset.unknown))
-    filled = _Filling(rowset, keys, moving)
+    filled = _Filling(rowset, rows.keys(rowset.relation.key), moving)
     masks, whole, moves, lost = {}, {}, [], set()
     for key, version in filled.alive():
         if version.unknown:
@@ -141,6 +145,48 @@ def compact(rowset: RowSet, *, moving: bool = False) -> Compacted:
             whole[version.place] = version.row
     moves.sort(key=lambda move: move.place)
     return _grouped(rowset, places, masks, whole, tuple(moves), frozenset(lost))
+
+
+def _last(rowset: RowSet, change: KeyChange | None) -> Ints:
+    """The place of the last version of each key, ascending."""
+    key = rowset.relation.key
+    if change is not None and change.ordered is not None and adjoining(key):
+        begins, ends = rowset.rows.span(key[0], len(key))
+        places = _last_by_hash(rowset.rows.data, begins, ends, change.hashes, change.ordered)
+        if places is not None:
+            return places
+    keys = rowset.rows.keys(key)
+    last = dict(zip(keys, range(len(keys)), strict=True))
+    found = np.fromiter(last.values(), dtype=np.int64, count=len(last))
+    found.sort()
+    return found
+
+
+def _last_by_hash(data: bytes, begins: Ints, ends: Ints, hashes: Hashes, ordered: Ints) -> Ints | None:
+    """The same, for keys at those places; None when two keys have one hash, or keys are of too many lengths."""
+    hashes = hashes[ordered]
+    again = hashes[1:] == hashes[:-1]
+    earlier, later = ordered[:-1][again], ordered[1:][again]
+    sizes = ends - begins
+    if not np.array_equal(sizes[earlier], sizes[later]):
+        return None
+    different = np.unique(sizes[earlier]).tolist()
+    if len(different) > _SIZES:
+        return None
+    for size in different:
+        alike = sizes[earlier] == size
+        before, after = begins[earlier[alike]], begins[later[alike]]
+        if not np.array_equal(_bytes_at(data, before, size), _bytes_at(data, after, size)):
+            return None
+    places: Ints = ordered[np.append(~again, True)]
+    places.sort()
+    return places
+
+
+def _bytes_at(data: bytes, begins: Ints, size: int) -> NDArray[np.uint8]:
+    """So many bytes from each place on."""
+    found: NDArray[np.uint8] = numbers(data, f"V{size}")[begins].view(np.uint8)
+    return found
 
 
 def _grouped(

@@ -36,6 +36,8 @@ MODULUS = 1 << 64
 WEIGHTS = {INSERT: 0x9E3779B97F4A7C15, UPDATE: 0xC2B2AE3D27D4EB4F, DELETE: 0x165667B19E3779F9}
 #: The same, to be looked up by an array of operations.
 _WEIGHT = np.array([WEIGHTS.get(operation, 0) for operation in range(256)], dtype=np.uint64)
+#: Of so few changes, nobody wants the keys put in order.
+FEW = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +78,17 @@ class OperationSum:
 class Change:
     """What changes do to a table's keys. ``signs``: of each row, +1, 0 or -1. ``keys``: all of it together.
 
-    ``operations``: the sum over them, see above.
+    ``operations``: the sum over them, see above. ``ordered``: the places of the rows in the order of their hashes,
+    those of one hash in their own; None of few rows, or where all are new, and so are their keys. ``different``: how
+    many keys there are, by their hashes.
     """
 
     hashes: Hashes
     signs: Ints
     keys: KeySum
     operations: int
+    ordered: Ints | None
+    different: int
 
 
 def change_of(rowset: RowSet) -> Change:
@@ -110,11 +116,20 @@ def changes_of(rowsets: Sequence[RowSet]) -> list[Change]:
     places = zip(begins.tolist(), ends.tolist(), strict=True)
     found = iter(
         [
-            Change(own, signs[begin:end], KeySum(count, total), operation)
+            Change(own, signs[begin:end], KeySum(count, total), operation, *_ordered(own, signs[begin:end]))
             for own, (begin, end), count, total, operation in zip(each, places, counts, added, operations, strict=True)
         ]
     )
     return [next(found) if len(rowset) else _NOTHING for rowset in rowsets]
+
+
+def _ordered(hashes: Hashes, signs: Ints) -> tuple[Ints | None, int]:
+    """See `Change`: the order, and how many are different."""
+    if len(hashes) <= FEW or signs.all():
+        return None, len(hashes)
+    ordered = np.argsort(hashes, kind="stable")
+    hashes = hashes[ordered]
+    return ordered, 1 + int(np.count_nonzero(hashes[1:] != hashes[:-1]))
 
 
 def _signs(rowsets: Sequence[RowSet], ops: Ops, ends: Ints) -> Ints:
@@ -159,4 +174,4 @@ def _sum(hashes: Hashes, signs: Ints) -> KeySum:
     return KeySum(int(signs.sum()), int((hashes * signs.view(np.uint64)).sum()))
 
 
-_NOTHING = Change(np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64), NO_KEYS, 0)
+_NOTHING = Change(np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64), NO_KEYS, 0, None, 0)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from towline.change import Relation
 from towline.differences import Keys, Operations, RouteOperations
 from towline.errors import TowlineError
-from towline.key_sum import OperationSum, change_of, key_form
+from towline.key_sum import OperationSum, changes_of, key_form
 from towline.source import KeptLog
 from towline.target import Ledger, Noted, NotedRoute
 from towline_transforms.route import Route
@@ -110,11 +110,10 @@ class OperationsVerifier:
         """What the log adds up to, by table."""
         sums: dict[TableName, OperationSum] = {}
         for piece in log.pieces(after, upto):
-            for rowset in piece.rowsets:
-                if len(rowset):
-                    name = rowset.relation.name
-                    more = OperationSum(len(rowset), change_of(rowset).operations)
-                    sums[name] = sums.get(name, OperationSum()) + more
+            keys = piece.keys if piece.keys is not None else changes_of(piece.rowsets)
+            for rowset, change in zip(piece.rowsets, keys, strict=True):
+                name = rowset.relation.name
+                sums[name] = sums.get(name, OperationSum()) + OperationSum(len(rowset), change.operations)
         return sums
 
     # ---- the bound -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
-from towline.change import Piece, Relation, RowSet
+from towline.change import Piece, Relation
 from towline.errors import LedgerImbalance
 from towline.key_sum import MODULUS, NO_KEYS, Change, KeySum, by_transaction, changes_of, key_form
 from towline.recount import Recount
@@ -115,19 +115,18 @@ class RunningSums:
         """A piece is applied to the routes named in ``active``."""
         for relation in piece.truncated:
             self._emptied(relation.name, active)
-        wanted: list[tuple[RowSet, list[str]]] = []
-        for rowset in piece.rowsets:
+        keys = piece.keys if piece.keys is not None else changes_of(piece.rowsets)
+        for rowset, change in zip(piece.rowsets, keys, strict=True):
             name = rowset.relation.name
             if rowset.relation is not self._relations.get(name):
                 self._redefined(rowset.relation)
-            routes = [route for route in self._routes.get(name, ()) if route in active]
-            if len(rowset) and (routes or self._recounted(name) is not None):
-                wanted.append((rowset, routes))
-        for (rowset, routes), change in zip(wanted, changes_of([rowset for rowset, _ in wanted]), strict=True):
-            if (recount := self._recounted(rowset.relation.name)) is not None:
+            if not len(rowset):
+                continue
+            if (recount := self._recounted(name)) is not None:
                 recount.applied(by_transaction(piece, rowset, change))
-            for route in routes:
-                self._changed(route, change, len(rowset))
+            for route in self._routes.get(name, ()):
+                if route in active:
+                    self._changed(route, change, len(rowset))
 
     def _recounted(self, table: TableName) -> Recount | None:
         """The count under way, when it is of that table."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from towline.change import DELETE, INSERT, UPDATE, Format, Relation, RowSet
 from towline.compact import Versions, compact, inserts_only
 from towline.frame import Frame, frame_row, key_values
+from towline.key_sum import change_of
 from towline_transforms.schema import Column, SqlType, Table, TableName
 
 TEXT = SqlType(25, "pg_catalog", "text", "text")
@@ -240,3 +243,32 @@ def text(key: bytes) -> str:
 
 def decoded(row: bytes) -> Row:
     return tuple(None if value is None else value.decode() for value in key_values(row[2:]))
+
+
+@given(
+    st.lists(st.tuples(st.text("ab1", max_size=4), st.sampled_from([INSERT, UPDATE, DELETE])), min_size=1, max_size=40),
+    st.integers(0, 64),
+)
+def test_the_last_version_is_found_by_hashes_as_by_keys(steps: list[tuple[str, int]], bits: int) -> None:
+    """With the keys' own hashes, and with some that keys have in common: then the keys themselves are looked at."""
+    changes = Changes()
+    for number, (key, op) in enumerate(steps * (200 // len(steps) + 1)):
+        changes.add(op, (key, None if op == DELETE else str(number), None))
+    rowset = changes.rowset()
+    expected = compact(rowset)
+    change = change_of(rowset)
+    hashes = change.hashes >> np.uint64(bits) if bits < 64 else np.zeros_like(change.hashes)
+    found = compact(rowset, change=replace(change, hashes=hashes, ordered=np.argsort(hashes, kind="stable")))
+    assert (rows(found.live), rows(found.gone)) == (rows(expected.live), rows(expected.gone))
+    assert found.live.places.tolist() == expected.live.places.tolist()
+    assert found.superseded == expected.superseded
+
+
+def test_keys_of_very_many_lengths() -> None:
+    """They are looked at one by one."""
+    changes = Changes()
+    for number in range(600):
+        changes.add(UPDATE, ("k" * (number % 200), str(number), None))
+    rowset = changes.rowset()
+    found = compact(rowset, change=change_of(rowset))
+    assert found.live.places.tolist() == list(range(400, 600))

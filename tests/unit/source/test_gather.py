@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.source.rows import Change, changes, relation
-from towline.change import INSERT, Piece
+from towline.change import INSERT, UPDATE, Piece
 from towline.frame import frame_row
 from towline.source.postgres.gather import FramedRow, Gatherer, RowBatch
 
@@ -123,3 +124,24 @@ def test_rows_belong_to_their_transactions(transactions: list[tuple[list[tuple[s
         for rows in piece.rowsets:
             places = piece.transaction_of(rows.order).tolist()
             assert [piece.transactions[place].xid for place in places] == [owner[v] for v in rows.rows.column(0) if v]
+
+
+@pytest.mark.parametrize(("keys", "bound"), [(400, 1000), (600, 500)])
+def test_a_piece_of_hot_keys_is_followed_by_a_larger_one(keys: int, bound: int) -> None:
+    """While half of a piece's changes are void, or more. A piece that only truncates says nothing about that."""
+    gatherer = Gatherer[RowBatch](0, 500, 10_000)
+    gatherer.max_rows = 800  # so that the first has as many changes as is wanted here
+    gatherer.begin(1, 150, NOW)
+    batch = gatherer.batch(0, lambda: RowBatch(RELATIONS[0]))
+    assert batch is not None
+    batch.rows = [FramedRow(frame_row([b"%d" % (number % keys)]), UPDATE) for number in range(800)]
+    batch.orders = list(range(800))
+    gatherer.order = 800
+    assert gatherer.full
+    gatherer.cut_full()
+    assert (gatherer.max_rows, gatherer.max_bytes) == (bound, 20 * bound)
+    gatherer.commit(150, 160)
+    gatherer.begin(2, 250, NOW)
+    gatherer.truncate([RELATIONS[1]])
+    gatherer.cut_full()
+    assert gatherer.max_rows == 500

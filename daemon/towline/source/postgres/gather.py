@@ -24,6 +24,7 @@ import numpy as np
 from towline.change import Piece, Relation, RowSet, Transaction
 from towline.errors import StreamMalformed
 from towline.frame import Frame
+from towline.key_sum import Change, changes_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -155,12 +156,13 @@ class Gatherer(Generic[B]):
     ``active``: batches by whatever the decoder looks them up with; the decoder adds to it, once it has asked for the
     batch. There are none until the transaction under way has a change that is wanted; then those of the transaction
     before are there again, since most change the same tables. ``max_rows`` and ``max_bytes``: how much a piece may
-    hold.
+    hold: what it was made with or, while later changes make most of a piece void, twice as much, since little of it is
+    left for the target.
     """
 
     def __init__(self, start: int, max_rows: int = UNBOUNDED, max_bytes: int = UNBOUNDED) -> None:
-        self.max_rows = max_rows
-        self.max_bytes = max_bytes
+        self.max_rows = self._rows = max_rows
+        self.max_bytes = self._bytes = max_bytes
         self.order = 0
         self.size = 0
         self.received = 0.0  # when the last bytes came (`time.time`), for the pieces
@@ -347,11 +349,20 @@ class Gatherer(Generic[B]):
         for batch in batches:
             rowsets.setdefault(id(batch.relation), []).append(batch.row_set())
         joined = tuple(parts[0] if len(parts) == 1 else _in_order(join(parts)) for parts in rowsets.values())
-        piece = Piece(joined, tuple(transactions), end, tuple(self._truncated), self.received)
+        # Keys are added up here, in the reader's thread: the target waits for the consumer's between two pieces.
+        keys = tuple(changes_of(joined))
+        piece = Piece(joined, tuple(transactions), end, tuple(self._truncated), self.received, keys)
         self.forget()
         self._truncated = []
         self._boundary = None
+        self._stretch(keys)
         return piece
+
+    def _stretch(self, keys: Sequence[Change]) -> None:
+        """Have the next piece as large as this one lets expect that it is worth."""
+        changes, different = sum(len(change.signs) for change in keys), sum(change.different for change in keys)
+        factor = 2 if changes and different * 2 <= changes else 1
+        self.max_rows, self.max_bytes = self._rows * factor, self._bytes * factor
 
 
 def join(parts: Sequence[RowSet]) -> RowSet:

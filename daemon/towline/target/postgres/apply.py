@@ -38,7 +38,7 @@ from towline_transforms.route import OnDelete, OnError, OnTruncate, Route
 from towline_transforms.schema import TableName
 
 #: What a batch may hold to be replayed when its commit is refused (rows): with more, it is let go of.
-_REPLAYED = 100_000
+_REPLAYED = 200_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -56,7 +56,8 @@ from towline.start_checks import SourceNow, check_start
 from towline.streaming import Streaming
 from towline.sweeper import Sweeper
 from towline.target import Checkpoint
-from towline.target.postgres.writer import PostgresTarget, Session
+from towline.target.postgres.writer import PostgresTarget
+from towline.target.postgres.writing_session import Session
 from towline.telling import tell, waiting
 
 log = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from towline.source.postgres.spool import probe
 from towline.source.postgres.tables import PostgresTables
 from towline.spooling import wanted
 from towline.streaming import Streaming
-from towline.target.postgres.writer import Session
+from towline.target.postgres.writing_session import Session
 from towline.web import Health, serve
 
 log = logging.getLogger(__name__)

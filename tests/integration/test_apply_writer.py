@@ -21,8 +21,9 @@ from towline.errors import Fenced, LedgerImbalance, NotSetUp, RowRefused, Target
 from towline.frame import Frame
 from towline.postgres.session import connect
 from towline.target import ChunkLoad, RouteState
-from towline.target.postgres import writer
+from towline.target.postgres import writing_session
 from towline.target.postgres.apply import Applier
+from towline.target.postgres.executor import Executor
 from towline.target.postgres.writer import PostgresTarget
 from towline_transforms.dialect import postgres as dialect
 from towline_transforms.dialect import stage
@@ -74,7 +75,7 @@ def test_session_settings(hub: Hub) -> None:
     hub.target()
     backend = pid(hub)
     assert hub.rows("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = " + str(backend)) == [(1,)]
-    connection = hub.targets[0]._connected()
+    connection = hub.targets[0]._session.connection
     for name, value in (("idle_in_transaction_session_timeout", "1min"), ("lock_timeout", "30s"), ("jit", "off")):
         assert connection.execute(f"SHOW {name}".encode()).fetchone() == (value,)
     if connection.info.server_version >= 140000:
@@ -165,7 +166,7 @@ def test_close_ends_a_call_of_another_thread(hub: Hub) -> None:
 
 def test_lock_timeout(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that someone keeps is a conflict, to be tried again; the rows are not to blame."""
-    monkeypatch.setitem(writer._SETTINGS, "lock_timeout", 50)
+    monkeypatch.setitem(writing_session.SETTINGS, "lock_timeout", 50)
     hub.set_up(ITEM, spec("src.item", "hub.item"))
     target = hub.target()
     with psycopg.connect(hub.dsn) as other:
@@ -249,7 +250,7 @@ def test_a_million_rows_in_one_transaction(hub: Hub, direct: bool) -> None:
         end = START + 1 if number == 49 else None
         target.apply(piece(hub, number * 20000, (number + 1) * 20000, INSERT, end), {"src.item"}, hub.reread)
     if not direct:
-        connection = target._connected()
+        connection = target._session.connection
         sizes = connection.execute(r"SELECT pg_relation_size(oid) FROM pg_class WHERE relname LIKE 'towline\_%\_rows'")
         assert 0 < max(size for (size,) in sizes) < 4_000_000
     counts = target.commit(START + 1, WHEN).counts
@@ -285,7 +286,7 @@ def test_keys_are_looked_up_in_the_index(hub: Hub, staged: int) -> None:
     hub.sql.execute("INSERT INTO hub.item SELECT g, g::text, repeat('x', 300) FROM generate_series(1, 400000) g")
     hub.sql.execute("ANALYZE hub.item")
     target = hub.target()
-    connection = target._connected()
+    connection = target._session.connection
     route, relation = hub.routes[0], hub.relations["item"]
     columns = stage.stage_columns(relation.columns, binary=True)
     with connection.transaction():
@@ -357,3 +358,28 @@ def test_memory_while_a_chunk_waits(hub: Hub) -> None:
     target.load(load)
     target.commit(START, WHEN)
     assert hub.rows("SELECT count(*), count(*) FILTER (WHERE code = 'stream') FROM hub.item") == [(100_100, 100_100)]
+
+
+def test_a_batch_of_new_rows_waits_for_few_answers(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its COPY, for its two answers, and for that of the commit: at a distance, that is all it takes."""
+    hub.set_up(ITEM, spec("src.item", "hub.item"))
+    target = hub.target()
+    waited: list[str] = []
+    sync, copy = Executor.sync, Executor.copy
+
+    def syncs(self: Executor) -> None:
+        if self._sent:
+            waited.append("sync")
+        sync(self)
+
+    def copies(self: Executor, statement: str, frame: Frame) -> None:
+        copy(self, statement, frame)
+        waited.append("copy")
+
+    monkeypatch.setattr(Executor, "sync", syncs)
+    monkeypatch.setattr(Executor, "copy", copies)
+    target.begin()
+    target.apply(piece(hub, 0, 1000, INSERT, START), {"src.item"}, hub.reread)
+    target.commit(START, WHEN)
+    assert waited == ["sync", "copy", "sync"]
+    assert hub.rows("SELECT count(*) FROM hub.item") == [(1000,)]

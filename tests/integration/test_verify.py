@@ -80,6 +80,7 @@ class Pair:
                     applier.begin()
                     chunk = tables.chunk(source, None, 1_000_000)
                     applier.load(ChunkLoad(route, chunk, RouteState(route.name, "streaming")))
+                    applier.executor.sync()
         setup.initialise(
             self.ends.target,
             schema=SCHEMA,

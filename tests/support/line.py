@@ -23,7 +23,7 @@ from towline.metrics import Metrics
 from towline.position import parse_lsn
 from towline.replication import Replication
 from towline.streaming import Streaming
-from towline.target.postgres.writer import Session
+from towline.target.postgres.writing_session import Session
 from towline.verify import verify
 
 _numbers = itertools.count(1)

@@ -59,7 +59,8 @@ class Applier:
 
     ``path`` and ``direct`` force a way of staging and forbid COPY straight into tables, for tests. Between `begin` and
     the next one, ``counts`` gathers what became of each route's rows. ``executor`` is for statements before, between
-    and after; nothing of it is queued when a method returns.
+    and after. When a method returns, nothing is queued in it that can fail; but something may be, so that it is to be
+    synced before the connection is used in another way.
     """
 
     def __init__(
@@ -211,7 +212,9 @@ class Applier:
         ]
         self._refusals.checking = True
         try:
-            return self._refusals.attempt_all(parts)
+            refused = self._refusals.attempt_all(parts)
+            self.executor.sync()
+            return refused
         finally:
             self._refusals.checking = False
 

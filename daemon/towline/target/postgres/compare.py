@@ -154,6 +154,7 @@ class TargetComparison:
             with translating("target"), self._connection.transaction():
                 self._connection.execute("SET CONSTRAINTS ALL DEFERRED")
                 applier.load(ChunkLoad(self.route, chunk, RouteState(self.route.name, "streaming")))
+                applier.executor.sync()
                 self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
         except TowlineError:
             applier.rolled_back()

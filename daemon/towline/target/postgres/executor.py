@@ -75,10 +75,15 @@ class Executor:
         self._names = 0
         self.number = next(_numbers)
         self.queueing = True
+        #: Whether nothing that is queued can fail, as long as the session lasts.
+        self.settled = True
 
-    def run(self, statement: str, parameters: Sequence[object] = (), *, prepare: bool = False) -> Outcome:
-        """Queue a statement (``$1`` parameters). The outcome is filled by `sync`."""
+    def run(
+        self, statement: str, parameters: Sequence[object] = (), *, prepare: bool = False, certain: bool = False
+    ) -> Outcome:
+        """Queue a statement (``$1`` parameters). The outcome is filled by `sync`. ``certain``: it cannot fail."""
         outcome = Outcome()
+        self.settled = self.settled and certain
         if not self._sent and self._pgconn.pipeline_status == pq.PipelineStatus.OFF:
             self._pgconn.enter_pipeline_mode()
         values, types, formats = self._dump(parameters)
@@ -109,6 +114,7 @@ class Executor:
             return
         self._pgconn.pipeline_sync()
         sent, self._sent = self._sent, []
+        self.settled = True
         failed: psycopg.Error | None = None
         for command in sent:
             result = self._result()

@@ -106,6 +106,7 @@ def preview(connection: psycopg.Connection[Any], route: Route, chunk: Chunk, *, 
         before = cursor.execute(statements.counterparts().encode()).fetchall()
         applier.begin()
         applier.load(ChunkLoad(route, chunk, RouteState(route.name, "copying")))
+        applier.executor.sync()
         after = cursor.execute(statements.counterparts().encode()).fetchall()
         raise Rollback
     old = {row: (tuple(key), None if values is None else tuple(values)) for row, key, values in before}

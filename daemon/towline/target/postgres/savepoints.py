@@ -27,13 +27,17 @@ class Savepoints:
         ``without_rows``: queues the same statements without rows, to be run where the error alone does not tell whether
         it is about rows. Other errors are raised, translated; the transaction is lost then. Those of what was queued
         before are raised as they are: there is no savepoint yet to go back to.
+
+        All has been answered when it returns, but maybe that the savepoint is released: who has just waited for the end
+        of a COPY need not wait for that, too.
         """
         mark = self._stages.mark()
         begun = self._executor.run(f"SAVEPOINT {name}")
         try:
             queue()
-            self._executor.run(f"RELEASE SAVEPOINT {name}")
-            self._executor.sync()
+            self._executor.run(f"RELEASE SAVEPOINT {name}", certain=self._executor.settled)
+            if not self._executor.settled:
+                self._executor.sync()
             return None
         except psycopg.Error as error:
             earlier = self._executor.abandon()

@@ -1,10 +1,8 @@
-"""The PostgreSQL target: transactions, session lock, epoch and checkpoint around the `Applier`.
+"""The PostgreSQL target: transactions, epoch and checkpoint around the `Applier`.
 
-**One writer.** Two locks, for two dangers. The *session lock* is an advisory lock on `ledger.lock_key`: the server
-releases it when the session ends, so that a standby may go on. The *epoch* in the checkpoint is raised by whoever
-starts: a daemon that was suspended and comes back finds another's epoch with the first statements of a transaction, and
-gets `Fenced`; what else it had sent with them is rolled back. A daemon that is frozen, with its connection alive, loses
-both session and transaction to the server's idle timeouts (`_IDLE`).
+**One writer.** Two locks, for two dangers: that of the session, see `writing_session`; and the *epoch* in the
+checkpoint, which is raised by whoever starts: a daemon that was suspended and comes back finds another's epoch with the
+first statements of a transaction, and gets `Fenced`; what else it had sent with them is rolled back.
 
 **Round trips.** A small batch costs two: begin, lock the checkpoint and its statements; ledger, checkpoint and commit.
 
@@ -18,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -29,14 +26,12 @@ from typing import Any
 import psycopg
 
 from towline.breaker import Breaker
-from towline.change import Chunk, Piece, Relation
+from towline.change import Piece, Relation
 from towline.errors import Fenced, NotSetUp, RowRefused, TargetUnavailable, TowlineError, TransactionRefused
-from towline.frame import Frame
 from towline.key_sum import NO_KEYS
 from towline.logs import event
 from towline.position import format_lsn, parse_lsn
-from towline.postgres.line import hang_up, traffic, within
-from towline.postgres.session import connect, translate
+from towline.postgres.session import translate
 from towline.running_sums import RunningSums
 from towline.snapshot import STREAMING
 from towline.target import Checkpoint, ChunkLoad, Committed, Counts, Reread, RouteState
@@ -44,33 +39,16 @@ from towline.target.postgres import control
 from towline.target.postgres.apply import Applier
 from towline.target.postgres.attempt import Routes
 from towline.target.postgres.executor import Executor, Outcome
-from towline.target.postgres.ledger import Control, lock_key
+from towline.target.postgres.ledger import Control
 from towline.target.postgres.quarantine import Quarantine
 from towline.target.postgres.staging import Path
+from towline.target.postgres.writing_session import Session, WritingSession
 from towline_transforms.route import Route
 
 log = logging.getLogger(__name__)
 
-#: How long a session may be idle, in a transaction or not, before the server ends it (milliseconds). The pipeline's
-#: heartbeat is several times as frequent.
-_IDLE = 60_000
-#: How long a statement waits for a lock that another session holds (milliseconds): then TargetConflict.
-_LOCK_WAIT = 30_000
-#: How often a standby tries for the lock (seconds).
-_POLL = 0.2
-#: How long the server may take to say whether the lock is free (seconds): a standby's line may be dead.
-_ANSWER = 30.0
 #: How long what was counted in the quarantine is good for, while this daemon does not write to it (seconds).
 _RECOUNT = 5.0
-
-_SETTINGS = {
-    "idle_in_transaction_session_timeout": _IDLE,
-    "lock_timeout": _LOCK_WAIT,
-    # Stages have few rows and targets many, mostly in memory: with the default of 4, a join with a stage of some
-    # thousand keys would rather read the whole target than look the keys up in its index.
-    "random_page_cost": 1.1,
-}
-
 
 #: How a transaction commits, said in it just before. The synchronous way is that of the session, which may be more than
 #: ``on``, but never off, whatever the settings of the server have become since the session began.
@@ -78,14 +56,6 @@ ASYNCHRONOUS = "SET LOCAL synchronous_commit = off"
 SYNCHRONOUS = """
 SELECT pg_catalog.set_config('synchronous_commit', CASE way WHEN 'off' THEN 'on' ELSE way END, true)
 FROM pg_catalog.current_setting('synchronous_commit') AS way
-"""
-
-#: A server process and when it began, which tells it from a later one of the same number.
-Session = tuple[int, datetime]
-
-_OWN_SESSION = "SELECT pid, backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()"
-_END_SESSION = """
-SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = %s AND backend_start = %s
 """
 
 
@@ -110,16 +80,20 @@ class PostgresTarget:
         predecessor: Session | None = None,
         breaker: Breaker | None = None,
     ) -> None:
-        self._predecessor = predecessor
-        self.session: Session | None = None
-        self._dsn = dsn
+        self._session = WritingSession(
+            dsn,
+            pipeline=pipeline,
+            schema=schema,
+            predecessor=predecessor,
+            connected=self._apply_over,
+            failed=self._abandon,
+        )
         self._pipeline = pipeline
         self._schema = schema
         self._routes, self._relations = tuple(routes), tuple(relations)
         self._path, self._direct = path, direct
         self._control = Control(schema, pipeline)
         self._sums: RunningSums | None = None
-        self._connection: psycopg.Connection[Any] | None = None
         self._applier: Applier | None = None
         self._epoch = 0
         self._position = 0
@@ -129,34 +103,17 @@ class PostgresTarget:
         self._loaded: list[RouteState] = []  # in it
         self._breaker = breaker or Breaker()
         self._counted = 0.0
-        self._closing = threading.Event()
-        self._calling: int | None = None
-        self._called: float | None = None
 
     # ---- sessions --------------------------------------------------------------------------------------------
 
     def acquire(self, timeout: float) -> bool:
-        """See the contract. A lock that another session holds is tried for again and again, since waiting for it in
-        the server would hold a snapshot, and with it the vacuum of the target, for as long.
-        """
-        deadline = time.monotonic() + timeout
-        with self._call():
-            connection = self._connected()
-            while True:
-                with within(connection, _ANSWER):
-                    locked = connection.execute(
-                        "SELECT pg_try_advisory_lock(%s)", (lock_key(self._schema, self._pipeline),)
-                    ).fetchone()
-                if locked is not None and locked[0]:
-                    return True
-                left = deadline - time.monotonic()
-                if left <= 0 or self._closing.wait(min(_POLL, left)):
-                    return False
+        """See the contract."""
+        return self._session.lock(timeout)
 
     def open(self) -> Checkpoint:
         """See the contract."""
-        with self._call():
-            connection = self._connected()
+        with self._session.call():
+            connection = self._session.connection
             executor = self._executing()
             try:
                 raised = executor.run(*self._control.raise_epoch())
@@ -189,7 +146,7 @@ class PostgresTarget:
         self._note(*self._control.publication(self._epoch, oid))
 
     def _note(self, statement: str, parameters: Sequence[object]) -> None:
-        with self._call():
+        with self._session.call():
             executor = self._executing()
             noted = executor.run(statement, parameters)
             executor.sync()
@@ -218,8 +175,10 @@ class PostgresTarget:
 
     def states(self) -> Mapping[str, RouteState]:
         """See the contract."""
-        with self._call():
-            return control.read_states(self._connected(), self._schema, self._pipeline)
+        with self._session.call():
+            connection = self._session.connection
+            self._executing().sync()
+            return control.read_states(connection, self._schema, self._pipeline)
 
     @property
     def quarantined(self) -> Mapping[str, int]:
@@ -229,65 +188,47 @@ class PostgresTarget:
 
     def heartbeat(self) -> None:
         """See the contract."""
-        with self._call():
+        with self._session.call():
             self._hold()
             self._ask()
 
     def close(self) -> None:
         """See the contract."""
-        self._closing.set()
-        connection = self._connection
-        if connection is None or connection.closed:
-            return
-        if self._calling in (None, threading.get_ident()):
-            connection.close()
-            return
-        # Another thread is inside libpq: have the server end the statement, then cut the line under both.
-        with contextlib.suppress(psycopg.Error):
-            connection.cancel_safe(timeout=1.0)
-        hang_up(connection)
+        self._session.close()
+
+    @property
+    def session(self) -> Session | None:
+        """What the server knows the session by; None before there was one."""
+        return self._session.own
 
     @property
     def called(self) -> float | None:
         """Since when the loop is in a call that needs an answer of the target's (monotonic); None when it is not."""
-        return self._called
-
-    def _elsewhere(self, reread: Reread) -> Reread:
-        """What a call asks the source, however long that takes, is not the target's silence."""
-
-        def asked(relation: Relation, keys: Frame) -> Chunk:
-            self._called = None
-            try:
-                return reread(relation, keys)
-            finally:
-                self._called = time.monotonic()
-
-        return asked
+        return self._session.called
 
     @property
     def traffic(self) -> int | None:
-        """Bytes that have passed on the line, see `towline.postgres.line.traffic`. May be asked by any thread."""
-        connection = self._connection
-        return traffic(connection) if connection is not None and not connection.closed else None
+        """Bytes that have passed on the line. May be asked by any thread."""
+        return self._session.traffic
 
     # ---- transactions ----------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """See the contract."""
-        with self._call():
+        with self._session.call():
             self._begin()
 
     def apply(self, piece: Piece, active: AbstractSet[str], reread: Reread, prior: ChunkLoad | None = None) -> None:
         """See the contract."""
-        with self._call(), self._holding():
+        with self._session.call(), self._holding():
             if piece.truncated:
                 self._hold()  # who empties tables says so of every error
             self.sums.apply(piece, active)
-            self._applying().apply(piece, active, self._elsewhere(reread), prior)
+            self._applying().apply(piece, active, self._session.elsewhere(reread), prior)
 
     def load(self, load: ChunkLoad) -> None:
         """See the contract."""
-        with self._call(), self._holding():
+        with self._session.call(), self._holding():
             self._applying().load(load)
             executor = self._executing()
             executor.run(*self._control.state(load.state))
@@ -299,7 +240,7 @@ class PostgresTarget:
         """See the contract. When constraints that were put off are violated, and rows may be set aside, the batch is
         replayed in a transaction of its own that finds these rows.
         """
-        with self._call():
+        with self._session.call():
             self._hold()
             try:
                 return self._commit(position, commit_time, synchronous)
@@ -371,10 +312,9 @@ class PostgresTarget:
 
     def rollback(self) -> None:
         """See the contract. A connection that is gone has rolled back already."""
-        connection = self._connection
-        if connection is None or connection.closed or not self._open:
+        if self._session.open is None or not self._open:
             return
-        with contextlib.suppress(TowlineError), self._call():
+        with contextlib.suppress(TowlineError), self._session.call():
             self._roll_back()
         if self._sums is not None:
             self._sums.rolled_back()
@@ -391,7 +331,7 @@ class PostgresTarget:
 
     def set_states(self, states: Sequence[RouteState]) -> None:
         """See the contract."""
-        with self._call():
+        with self._session.call():
             self._begin()
             self._hold()
             executor = self._executing()
@@ -407,7 +347,7 @@ class PostgresTarget:
 
         To be called after `open`, before anything is applied: the statements may change the routes' tables.
         """
-        with self._call():
+        with self._session.call():
             self._begin()
             self._hold()
             executor = self._executing()
@@ -429,7 +369,7 @@ class PostgresTarget:
             raise TowlineError("a transaction was begun inside another one")
         applier, executor = self._applying(), self._executing()
         if applier.quarantine is not None:
-            applier.quarantine.load(self._connected(), self._epoch)
+            applier.quarantine.load(self._session.connection, self._epoch)
         self._began = time.monotonic()
         self._loaded = []
         self._open = True
@@ -457,8 +397,9 @@ class PostgresTarget:
         """Look at what the server said to `_begin`. Raises Fenced."""
         if self._held is None:
             return
-        self._executing().sync()
         held = self._held
+        if not held.done:
+            self._executing().sync()
         if not held.rows:  # it stays so: whatever is called next is told the same
             raise self._fenced() if held.done else TargetUnavailable("the transaction has not begun")
         self._held = None
@@ -497,23 +438,9 @@ class PostgresTarget:
 
     # ---- the connection --------------------------------------------------------------------------------------
 
-    def _connected(self) -> psycopg.Connection[Any]:
-        if self._connection is None:
-            connection = connect(
-                self._dsn, application_name=f"towline {self._pipeline}", side="target", search_path=None
-            )
-            self._connection = connection
-            settings = dict(_SETTINGS)
-            if connection.info.server_version >= 140000:
-                settings["idle_session_timeout"] = _IDLE
-            for name, value in settings.items():
-                connection.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
-            self._end_predecessor(connection)
-            self._applier = self._new_applier(connection)
-        return self._connection
-
-    def _new_applier(self, connection: psycopg.Connection[Any]) -> Applier:
-        return Applier(
+    def _apply_over(self, connection: psycopg.Connection[Any]) -> None:
+        """Rows are applied over the connection from now on."""
+        self._applier = Applier(
             connection,
             pipeline=self._pipeline,
             routes=self._routes,
@@ -523,22 +450,16 @@ class PostgresTarget:
             quarantine=(self._schema, self._breaker),
         )
 
-    def _end_predecessor(self, connection: psycopg.Connection[Any]) -> None:
-        """End the session that this daemon had before, and note the new one.
-
-        When its line was cut at our end only, the server would keep it, with the lock, until it has been idle too long.
-        """
-        if self._predecessor is not None:
-            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
-                connection.execute(_END_SESSION, self._predecessor)
-        row = connection.execute(_OWN_SESSION).fetchone()
-        self.session = (row[0], row[1]) if row is not None else None
+    def _abandon(self) -> None:
+        """The driver failed: what is queued has no answer any more."""
+        if self._applier is not None:
+            self._applier.executor.abandon()
 
     def reroute(self, routes: Sequence[Route], relations: Sequence[Relation]) -> None:
         """Go on with routes that were prepared anew: a standby may have waited for days. Not inside a transaction."""
         self._routes, self._relations = tuple(routes), tuple(relations)
-        if self._connection is not None:
-            self._applier = self._new_applier(self._connection)
+        if self._applier is not None:
+            self._apply_over(self._session.connection)
 
     def _executing(self) -> Executor:
         return self._applying().executor
@@ -547,19 +468,3 @@ class PostgresTarget:
         if self._applier is None:
             raise TowlineError("the target is used before it was acquired")
         return self._applier
-
-    @contextmanager
-    def _call(self) -> Iterator[None]:
-        """A call of the contract: notes who is inside, and translates the driver's errors."""
-        if self._closing.is_set():
-            raise TargetUnavailable("the connection to the target was closed")
-        self._calling = threading.get_ident()
-        self._called = time.monotonic()
-        try:
-            yield
-        except psycopg.Error as error:
-            if self._applier is not None:
-                self._applier.executor.abandon()
-            raise translate(error, "target") from error
-        finally:
-            self._calling = self._called = None

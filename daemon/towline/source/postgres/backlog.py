@@ -101,7 +101,6 @@ class Backlog:
         #: How many gulps were read.
         self.gulps = 0
         self._yielded = False  # whether something came of the gulp
-        self._following: tuple[int, int] | None = None  # the next gulp, as long as it was not begun
         self._handover = Handover(self._gatherer, position=start, acknowledged=acknowledged, ahead=AHEAD)
         self._turns = Turns(self._connect, self._options)
         self._reader = threading.Thread(target=self._run, name=f"towline-backlog-{slot}", daemon=True)
@@ -216,10 +215,9 @@ class Backlog:
         if upto:
             turns.begin(upto)
         while upto:
-            following = decision.gulp(end, upto, restart)
-            self._following = (upto, following) if following else None
+            if following := decision.gulp(end, upto, restart):
+                turns.begin_next(upto, following)
             self._gulp(session, upto)
-            self._begin_next()
             copied = session.copied()
             position, restart, end = max(position, copied.confirmed), copied.restart, session.end()
             self._gatherer.start_at(position)  # a record may reach beyond the end of the gulp that it was read with
@@ -287,8 +285,6 @@ class Backlog:
             self._await_room()
             messages, events = session.receive(BURST)
             if messages:
-                if not self._handover.behind:
-                    self._begin_next()
                 self._check_notices(session)
                 self._take(rows.of(messages))
                 self._handover.offer(upto)
@@ -303,15 +299,6 @@ class Backlog:
         session.heard()
         if not rows.ended or self._gatherer.open is not None:
             raise StreamMalformed("the statement that reads the log has ended inside a transaction or a row")
-
-    def _begin_next(self) -> None:
-        """Have the next gulp decoded. Not while the consumer is behind, unless nothing can be read meanwhile: reader,
-        source and target would be in each other's way, and the target, which is the last to end, would be late.
-        """
-        if self._following is not None:
-            after, upto = self._following
-            self._following = None
-            self._turns.begin_next(after, upto)
 
     def _take(self, block: Block) -> None:
         if not len(block):
@@ -337,7 +324,6 @@ class Backlog:
             self._check_closing()
             if self._handover.room():
                 return
-            self._begin_next()
             if time.monotonic() - began > PATIENCE and self._handover.whole:
                 raise Refused(SourceUnavailable(f"nothing was taken of it for {PATIENCE:.0f} seconds"))
             self._handover.sleep(min(1.0, PATIENCE))

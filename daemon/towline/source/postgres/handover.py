@@ -180,11 +180,6 @@ class Handover:
         with self._changed:
             return not self._waiting
 
-    @property
-    def behind(self) -> bool:
-        """Whether there are pieces that the consumer has not come for yet."""
-        return bool(self._pieces)
-
     def push(self, piece: Piece) -> None:
         """Give the consumer a piece."""
         with self._changed:

@@ -80,7 +80,7 @@ class Change:
 
     ``operations``: the sum over them, see above. ``ordered``: the places of the rows in the order of their hashes,
     those of one hash in their own; None of few rows, or where all are new, and so are their keys. ``different``: how
-    many keys there are, by their hashes.
+    many keys there are, by their hashes; of few rows, how many there may be.
     """
 
     hashes: Hashes
@@ -125,7 +125,7 @@ def changes_of(rowsets: Sequence[RowSet]) -> list[Change]:
 
 def _ordered(hashes: Hashes, signs: Ints) -> tuple[Ints | None, int]:
     """See `Change`: the order, and how many are different."""
-    if len(hashes) <= FEW or signs.all():
+    if len(hashes) <= FEW or bool((signs > 0).all()):
         return None, len(hashes)
     ordered = np.argsort(hashes, kind="stable")
     hashes = hashes[ordered]

@@ -185,7 +185,7 @@ class RouteConfig(_Model):
 class BatchConfig(_Model):
     """How much goes into one transaction at the target, when the source has that much.
 
-    Twice as much does while most of it is void, since the same rows change again and again.
+    Twice as much does while half of it is void, since the same rows change again and again.
     """
 
     max_rows: Whole = Field(default=50_000, ge=1, le=1_000_000, description="Rows in one piece of the stream.")

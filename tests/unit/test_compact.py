@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 from hypothesis import given
@@ -270,5 +271,6 @@ def test_keys_of_very_many_lengths() -> None:
     for number in range(600):
         changes.add(UPDATE, ("k" * (number % 200), str(number), None))
     rowset = changes.rowset()
-    found = compact(rowset, change=change_of(rowset))
+    with mock.patch("towline.compact._bytes_at", side_effect=AssertionError("they were compared by length")):
+        found = compact(rowset, change=change_of(rowset))
     assert found.live.places.tolist() == list(range(400, 600))

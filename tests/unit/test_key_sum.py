@@ -114,3 +114,17 @@ def test_the_form_tells_key_and_format_apart() -> None:
         for form in Format
     }
     assert len(forms) == 8
+
+
+def test_how_many_keys_are_different() -> None:
+    """New rows have new keys, so that nobody looks; those of a queue come and go."""
+    new, queue = Changes(), Changes()
+    for number in range(200):
+        new.add(INSERT, (str(number), None, None))
+        queue.add(INSERT, (str(number), None, None))
+        queue.add(DELETE, (str(number), None, None))
+    assert (change_of(new.rowset()).different, change_of(new.rowset()).ordered) == (200, None)
+    change = change_of(queue.rowset())
+    assert change.different == 200 and change.ordered is not None
+    assert sorted(change.ordered.tolist()) == list(range(400))
+    assert all(place % 2 == 0 and after == place + 1 for place, after in change.ordered.reshape(200, 2).tolist())

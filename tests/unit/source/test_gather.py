@@ -128,7 +128,7 @@ def test_rows_belong_to_their_transactions(transactions: list[tuple[list[tuple[s
 
 @pytest.mark.parametrize(("keys", "bound"), [(400, 1000), (600, 500)])
 def test_a_piece_of_hot_keys_is_followed_by_a_larger_one(keys: int, bound: int) -> None:
-    """While half of a piece's changes are void, or more. A piece that only truncates says nothing about that."""
+    """While half of a piece's changes are void, or more. One without changes, as before a TRUNCATE, says nothing."""
     gatherer = Gatherer[RowBatch](0, 500, 10_000)
     gatherer.max_rows = 800  # so that the first has as many changes as is wanted here
     gatherer.begin(1, 150, NOW)

@@ -156,7 +156,7 @@ class Gatherer(Generic[B]):
     ``active``: batches by whatever the decoder looks them up with; the decoder adds to it, once it has asked for the
     batch. There are none until the transaction under way has a change that is wanted; then those of the transaction
     before are there again, since most change the same tables. ``max_rows`` and ``max_bytes``: how much a piece may
-    hold: what it was made with or, while later changes make most of a piece void, twice as much, since little of it is
+    hold: what it was made with or, while later changes make half of a piece void, twice as much, since little of it is
     left for the target.
     """
 
@@ -289,7 +289,11 @@ class Gatherer(Generic[B]):
         return self.order >= self.max_rows or self.size >= self.max_bytes
 
     def room(self, sizes: Ints) -> int:
-        """How many of the changes whose sizes add up to these there is room for, with the one that fills the piece."""
+        """How many of the changes whose sizes add up to these there is room for, with the one that fills the piece.
+
+        Not to be asked when it is `full`, as it may be after a cut: what is left may be more than the next piece holds.
+        """
+        assert not self.full
         return min(self.max_rows - self.order, 1 + int(np.searchsorted(sizes, self.max_bytes - self.size)))
 
     @property

@@ -37,7 +37,8 @@ from towline_transforms.dialect import postgres as dialect
 from towline_transforms.route import OnDelete, OnError, OnTruncate, Route
 from towline_transforms.schema import TableName
 
-#: What a batch may hold to be replayed when its commit is refused (rows): with more, it is let go of.
+#: What a batch may hold to be replayed when its commit is refused (rows): with more, it is let go of. A piece of hot
+#: keys has 100,000 by default, and some fit beside a chunk.
 _REPLAYED = 200_000
 
 
@@ -179,6 +180,7 @@ class Applier:
             self._whole_or_halves(part, job)
             self._touched |= self._keys_of_prior(part, prior)
         self._refusals.hold(self._touched)
+        self._settle()
 
     def load(self, load: ChunkLoad) -> None:
         """See `towline.target.Target.load`; the route's state is left to the caller. Raises as `apply` does."""
@@ -199,6 +201,12 @@ class Applier:
             rowset = RowSet(chunk.relation, rows, ops, np.arange(len(rows), dtype=np.int64))
             job = Job(Stamps(chunk, self._pipeline), {route.name}, _nothing_to_read, None, chunk=chunk)
             self._whole_or_halves(Piece((rowset,), (), None), job)
+        self._settle()
+
+    def _settle(self) -> None:
+        """What was queued after the last attempt (rows that are set aside) may fail: see to it here."""
+        if not self.executor.settled:
+            self.executor.sync()
 
     def attempt(self, pieces: Mapping[str, Piece], reread: Reread) -> RowRefused | None:
         """Apply a piece for each of some routes, and check every constraint after them; if the target refuses some of

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -174,11 +175,13 @@ class Server:
             return
         signals = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
         if self.running:
-            _signal(self.pid, signals[mode])
+            with suppress(ServerFailed):  # without its file it has no process id: it is ending by itself
+                _signal(self.pid, signals[mode])
         try:
             self._guard.wait(timeout)
         except subprocess.TimeoutExpired:
-            _signal(self.pid, signal.SIGQUIT)
+            with suppress(ServerFailed):
+                _signal(self.pid, signal.SIGQUIT)
             try:
                 self._guard.wait(timeout)
             except subprocess.TimeoutExpired:

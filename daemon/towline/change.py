@@ -117,7 +117,8 @@ class RowSet:
     ``missing``: for a row, a bit mask of the columns whose value the source did not send (unchanged TOAST): they are
     framed as NULL. ``unknown``: likewise, but the value cannot be taken from the target either and must be read from
     the source again (wal2json prints NaN as null; the log may be from before a column was added). ``moved``: for the
-    UPDATE of a key change, the place of its DELETE in this row set; only kept where columns are missing.
+    UPDATE of a key change, the place of its DELETE in this row set; only kept where columns are missing. ``keys``: what
+    the changes do to the table's keys, where that was added up already (`towline.key_sum.added_up`).
     """
 
     relation: Relation
@@ -127,6 +128,7 @@ class RowSet:
     missing: Mapping[int, int] = field(default_factory=dict)
     unknown: Mapping[int, int] = field(default_factory=dict)
     moved: Mapping[int, int] = field(default_factory=dict)
+    keys: Change | None = None
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -152,8 +154,7 @@ class Piece:
 
     ``end``: the position after the last transaction, or None when that goes on in the next piece.
     ``transactions`` are in order; a transaction that goes on is listed in every piece that holds some of it.
-    ``received``: the clock (seconds, `time.time`) when its last bytes arrived. ``keys``: what each row set does to its
-    table's keys (`towline.key_sum.changes_of`), where that was added up already.
+    ``received``: the clock (seconds, `time.time`) when its last bytes arrived.
     """
 
     rowsets: tuple[RowSet, ...]
@@ -161,7 +162,6 @@ class Piece:
     end: int | None
     truncated: tuple[Relation, ...] = ()
     received: float = 0.0
-    keys: tuple[Change, ...] | None = None
 
     @property
     def changes(self) -> int:

@@ -23,7 +23,6 @@ import numpy as np
 
 from towline.change import DELETE, INSERT, RowSet
 from towline.frame import Frame, adjoining, frame_row, key_values, numbers
-from towline.key_sum import Change as KeyChange
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,11 +107,8 @@ def inserts_only(rowset: RowSet) -> bool:
     return not rowset.missing and not rowset.unknown and rowset.ops.tobytes().count(INSERT) == len(rowset)
 
 
-def compact(rowset: RowSet, *, moving: bool = False, change: KeyChange | None = None) -> Compacted:
-    """Keep the last version of each key. ``moving``: rows whose key changed are moves also when they lack nothing.
-
-    ``change``: what the row set does to the keys, where that was added up already: many are compared faster by it.
-    """
+def compact(rowset: RowSet, *, moving: bool = False) -> Compacted:
+    """Keep the last version of each key. ``moving``: rows whose key changed are moves also when they lack nothing."""
     if moving:
         rowset = replace(rowset, moved=_all_moved(rowset))
     rows, ops = rowset.rows, rowset.ops
@@ -120,7 +116,7 @@ def compact(rowset: RowSet, *, moving: bool = False, change: KeyChange | None = 
         return _grouped(rowset, np.arange(len(rowset), dtype=np.int64), {}, {}, ())
     if len(ops) == 1:
         return _grouped(rowset, np.zeros(1, dtype=np.int64), rowset.missing, {}, (), frozenset(rowset.unknown))
-    places = _last(rowset, change)
+    places = _last(rowset)
     if not rowset.missing and not rowset.unknown and not rowset.moved:
         return _grouped(rowset, places, {}, {}, ())
     if len(places) == len(rowset) and not rowset.moved:
@@ -147,9 +143,9 @@ def compact(rowset: RowSet, *, moving: bool = False, change: KeyChange | None = 
     return _grouped(rowset, places, masks, whole, tuple(moves), frozenset(lost))
 
 
-def _last(rowset: RowSet, change: KeyChange | None) -> Ints:
-    """The place of the last version of each key, ascending."""
-    key = rowset.relation.key
+def _last(rowset: RowSet) -> Ints:
+    """The place of the last version of each key, ascending. Keys are compared by hashes where these are in order."""
+    key, change = rowset.relation.key, rowset.keys
     if change is not None and change.ordered is not None and adjoining(key):
         begins, ends = rowset.rows.span(key[0], len(key))
         places = _last_by_hash(rowset.rows.data, begins, ends, change.hashes, change.ordered)

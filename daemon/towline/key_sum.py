@@ -12,7 +12,7 @@ part of a log arrive at the same one. No table can tell it: `verify` reads that 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +100,12 @@ def change_of(rowset: RowSet) -> Change:
 def changes_of(rowsets: Sequence[RowSet]) -> list[Change]:
     """What the changes of each row set do. It is found for all of them at once, since there may be many with few rows.
 
-    All of it is arithmetic modulo 2**64, which is what unsigned integers of that width do by themselves.
+    Those that have it already, all of them, need not be looked at again. All of it is arithmetic modulo 2**64, which is
+    what unsigned integers of that width do by themselves.
     """
+    known = [rowset.keys for rowset in rowsets if rowset.keys is not None]
+    if len(known) == len(rowsets):
+        return known
     filled = [rowset for rowset in rowsets if len(rowset)]
     if not filled:
         return [_NOTHING for _ in rowsets]
@@ -121,6 +125,11 @@ def changes_of(rowsets: Sequence[RowSet]) -> list[Change]:
         ]
     )
     return [next(found) if len(rowset) else _NOTHING for rowset in rowsets]
+
+
+def added_up(rowsets: Sequence[RowSet]) -> tuple[RowSet, ...]:
+    """The row sets, each with what its changes do."""
+    return tuple(replace(rowset, keys=change) for rowset, change in zip(rowsets, changes_of(rowsets), strict=True))
 
 
 def _ordered(hashes: Hashes, signs: Ints) -> tuple[Ints | None, int]:

@@ -110,8 +110,7 @@ class OperationsVerifier:
         """What the log adds up to, by table."""
         sums: dict[TableName, OperationSum] = {}
         for piece in log.pieces(after, upto):
-            keys = piece.keys if piece.keys is not None else changes_of(piece.rowsets)
-            for rowset, change in zip(piece.rowsets, keys, strict=True):
+            for rowset, change in zip(piece.rowsets, changes_of(piece.rowsets), strict=True):
                 name = rowset.relation.name
                 sums[name] = sums.get(name, OperationSum()) + OperationSum(len(rowset), change.operations)
         return sums

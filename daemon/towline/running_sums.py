@@ -115,8 +115,7 @@ class RunningSums:
         """A piece is applied to the routes named in ``active``."""
         for relation in piece.truncated:
             self._emptied(relation.name, active)
-        keys = piece.keys if piece.keys is not None else changes_of(piece.rowsets)
-        for rowset, change in zip(piece.rowsets, keys, strict=True):
+        for rowset, change in zip(piece.rowsets, changes_of(piece.rowsets), strict=True):
             name = rowset.relation.name
             if rowset.relation is not self._relations.get(name):
                 self._redefined(rowset.relation)

@@ -100,7 +100,7 @@ def spoil(table: str, how: str) -> None:
             return piece
         done.set()
         if how == "lose":
-            return replace(piece, rowsets=others, keys=None)
+            return replace(piece, rowsets=others)
         again.append(piece)
         return piece
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from towline.change import DELETE, INSERT, UPDATE, Format, Relation, RowSet
 from towline.compact import Versions, compact, inserts_only
 from towline.frame import Frame, frame_row, key_values
-from towline.key_sum import change_of
+from towline.key_sum import added_up, change_of
 from towline_transforms.schema import Column, SqlType, Table, TableName
 
 TEXT = SqlType(25, "pg_catalog", "text", "text")
@@ -259,7 +259,8 @@ def test_the_last_version_is_found_by_hashes_as_by_keys(steps: list[tuple[str, i
     expected = compact(rowset)
     change = change_of(rowset)
     hashes = change.hashes >> np.uint64(bits) if bits < 64 else np.zeros_like(change.hashes)
-    found = compact(rowset, change=replace(change, hashes=hashes, ordered=np.argsort(hashes, kind="stable")))
+    change = replace(change, hashes=hashes, ordered=np.argsort(hashes, kind="stable"))
+    found = compact(replace(rowset, keys=change))
     assert (rows(found.live), rows(found.gone)) == (rows(expected.live), rows(expected.gone))
     assert found.live.places.tolist() == expected.live.places.tolist()
     assert found.superseded == expected.superseded
@@ -270,7 +271,7 @@ def test_keys_of_very_many_lengths() -> None:
     changes = Changes()
     for number in range(600):
         changes.add(UPDATE, ("k" * (number % 200), str(number), None))
-    rowset = changes.rowset()
+    (rowset,) = added_up([changes.rowset()])
     with mock.patch("towline.compact._bytes_at", side_effect=AssertionError("they were compared by length")):
-        found = compact(rowset, change=change_of(rowset))
+        found = compact(rowset)
     assert found.live.places.tolist() == list(range(400, 600))

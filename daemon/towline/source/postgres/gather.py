@@ -24,7 +24,7 @@ import numpy as np
 from towline.change import Piece, Relation, RowSet, Transaction
 from towline.errors import StreamMalformed
 from towline.frame import Frame
-from towline.key_sum import Change, changes_of
+from towline.key_sum import added_up
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -354,17 +354,17 @@ class Gatherer(Generic[B]):
             rowsets.setdefault(id(batch.relation), []).append(batch.row_set())
         joined = tuple(parts[0] if len(parts) == 1 else _in_order(join(parts)) for parts in rowsets.values())
         # Keys are added up here, in the reader's thread: the target waits for the consumer's between two pieces.
-        keys = tuple(changes_of(joined))
-        piece = Piece(joined, tuple(transactions), end, tuple(self._truncated), self.received, keys)
+        piece = Piece(added_up(joined), tuple(transactions), end, tuple(self._truncated), self.received)
         self.forget()
         self._truncated = []
         self._boundary = None
-        self._stretch(keys)
+        self._stretch(piece)
         return piece
 
-    def _stretch(self, keys: Sequence[Change]) -> None:
+    def _stretch(self, piece: Piece) -> None:
         """Have the next piece as large as this one lets expect that it is worth."""
-        changes, different = sum(len(change.signs) for change in keys), sum(change.different for change in keys)
+        changes = sum(map(len, piece.rowsets))
+        different = sum(rowset.keys.different for rowset in piece.rowsets if rowset.keys is not None)
         factor = 2 if changes and different * 2 <= changes else 1
         self.max_rows, self.max_bytes = self._rows * factor, self._bytes * factor
 

@@ -17,7 +17,6 @@ from towline.change import Chunk, Piece, RowSet
 from towline.columns import columns_of_each
 from towline.compact import Compacted, Move, Versions, compact, inserts_only
 from towline.frame import Frame
-from towline.key_sum import Change as KeyChange
 from towline.target import ChunkLoad, Reread
 from towline.target.postgres.direct import Direct
 from towline.target.postgres.executor import Executor, Outcome
@@ -147,12 +146,7 @@ class Attempts:
         self._trusting = not piece.transactions or piece.transactions[0].lsn >= self.ahead
         self.lost.clear()
         self.obstacles.clear()
-        keys: Sequence[KeyChange | None] = piece.keys if piece.keys is not None else [None] * len(piece.rowsets)
-        works = [
-            work
-            for rowset, change in zip(piece.rowsets, keys, strict=True)
-            if (work := self._work(rowset, job, change)) is not None
-        ]
+        works = [work for rowset in piece.rowsets if (work := self._work(rowset, job)) is not None]
         for work in works:
             self._close_gaps(work, job)
         self._stage_all(works, job)
@@ -166,13 +160,13 @@ class Attempts:
             self._write(route, work, job, tally)
         return tally
 
-    def _work(self, rowset: RowSet, job: Job, change: KeyChange | None) -> _Work | None:
+    def _work(self, rowset: RowSet, job: Job) -> _Work | None:
         shape = self._shapes.get(rowset.relation.name)
         routes = tuple(r for r in self._routes.get(rowset.relation.name, ()) if r.name in job.active)
         if shape is None or not routes or not len(rowset):
             return None
         moving = any(dialect.must_move(route) for route in routes)
-        work = _Work(shape, rowset, routes, compact(rowset, moving=moving, change=change))
+        work = _Work(shape, rowset, routes, compact(rowset, moving=moving))
         if inserts_only(rowset):
             work.new_to = frozenset(route.name for route in routes if self._direct.wanted(route, rowset))
             work.direct = len(routes) == 1 and bool(work.new_to) and self._direct.fits(routes[0], rowset)

@@ -190,7 +190,7 @@ class Refusals:
                 self._refused(piece, alone, route, failed, 0)
                 continue
             for place in range(len(rowset)):
-                half = replace(piece, rowsets=(_only(rowset, place),), keys=None)
+                half = replace(piece, rowsets=(_only(rowset, place),))
                 if (found := self.attempt(half, alone)) is not None:
                     self._refused(half, alone, route, found, place)
 

@@ -112,5 +112,7 @@ class Waiting:
 
 def _detached(piece: Piece) -> Piece:
     """A part of a piece that does not keep the rest of it in memory."""
-    rowsets = tuple(replace(rowset, ops=np.array(rowset.ops), order=np.array(rowset.order)) for rowset in piece.rowsets)
+    rowsets = tuple(
+        replace(rowset, ops=np.array(rowset.ops), order=np.array(rowset.order), keys=None) for rowset in piece.rowsets
+    )
     return replace(piece, rowsets=rowsets)

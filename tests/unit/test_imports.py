@@ -50,7 +50,14 @@ RULES = (
                 f"towline.source.postgres.{name}"
                 for name in ("pgoutput", "streamed", "wal2json", "tuples", "copy_rows")
             ),
-            *("towline.frame", "towline.columns", "towline.change", "towline.compact", "towline.position"),
+            *(
+                "towline.frame",
+                "towline.columns",
+                "towline.change",
+                "towline.compact",
+                "towline.key_sum",
+                "towline.position",
+            ),
         ),
         OUTSIDE,
         deep=True,

@@ -35,7 +35,7 @@ class Savepoints:
         begun = self._executor.run(f"SAVEPOINT {name}")
         try:
             queue()
-            self._executor.run(f"RELEASE SAVEPOINT {name}", certain=self._executor.settled)
+            self._executor.run(f"RELEASE SAVEPOINT {name}", certain=True)
             if not self._executor.settled:
                 self._executor.sync()
             return None

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from contextlib import closing
+from typing import Any
+
 import psycopg
 import pytest
 from psycopg import sql
@@ -11,6 +16,7 @@ from towline import errors
 from towline.demo.server import Server
 from towline.postgres.session import REPLICATION_OPTIONS, TEXT_SETTINGS, connect, connection_string, translating
 from towline.target.postgres.executor import Executor
+from towline.target.postgres.writing_session import WritingSession
 
 
 def settings_of(connection: psycopg.Connection) -> dict[str, str]:
@@ -110,3 +116,21 @@ def test_an_ended_session_is_an_outage(pg18: Server, new_database: NewDatabase) 
             connection.execute("SELECT 1")
         with pytest.raises(errors.TargetUnavailable), translating("target"):
             connection.execute("SELECT 1")
+
+
+def test_what_is_written_has_room_on_a_unix_socket(pg18: Server, new_database: NewDatabase) -> None:
+    """As much as the kernel allows; a TCP connection's room is left to grow by itself."""
+    dsn = new_database(pg18)
+    local = pg18.socket_dsn(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
+
+    def room(connection: psycopg.Connection[Any]) -> int:
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            return line.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+    for where, grows in ((local, True), (dsn, False)):
+        writing = WritingSession(
+            where, pipeline="p", schema="towline", predecessor=None, connected=lambda made: None, failed=lambda: None
+        )
+        with connect(where, application_name="t", side="target") as other, closing(writing):
+            usual = room(other)
+            assert (room(writing.connection) > usual) is grows

@@ -1,4 +1,5 @@
-"""The line under a session: how much has passed on it, and how to end a wait that nothing else would end.
+"""The line under a session: how much has passed on it, how much fits into it, and how to end a wait that nothing else
+would end.
 
 The kernel finds out about a line that is down (`session`: keepalives, ``tcp_user_timeout``), but not about one with
 something in between, a proxy or a pooler, that acknowledges all and forwards nothing.
@@ -18,6 +19,8 @@ import psycopg
 
 #: Where the kernel's struct tcp_info has tcpi_bytes_acked and tcpi_bytes_received (include/uapi/linux/tcp.h).
 _COUNTERS = struct.Struct("=120xQQ")
+#: What a Unix socket is asked to hold (bytes); the kernel gives as much of it as it allows (net.core.wmem_max).
+_ROOM = 1 << 20
 
 
 def hang_up(connection: psycopg.Connection[Any]) -> None:
@@ -34,6 +37,17 @@ def traffic(connection: psycopg.Connection[Any]) -> int | None:
         )
         return int(acknowledged + received)
     return None
+
+
+def widen(connection: psycopg.Connection[Any]) -> None:
+    """Let the kernel keep more of what is sent, if the line is a Unix socket; TCP sees to that by itself.
+
+    By default that is some 200 kB, which a server at a COPY has taken in a millisecond. It is told to us when three
+    quarters of that are gone, and the other thread may have Python's lock for as long as the rest lasts.
+    """
+    with contextlib.suppress(OSError, psycopg.Error), _socket(connection) as line:
+        if line.family == socket.AF_UNIX:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
 
 
 @contextlib.contextmanager

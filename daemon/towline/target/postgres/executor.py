@@ -24,8 +24,9 @@ from psycopg.adapt import PyFormat, Transformer
 from towline.frame import COPY_HEADER, COPY_TRAILER, Frame
 from towline.target.postgres.params import Raw
 
-#: How much of a COPY is handed to libpq at once (bytes).
-_WRITE = 1 << 20
+#: How much of a COPY is handed to libpq at once (bytes). It is one message, of which a server does nothing before it
+#: has all: so that it works on one while the next is sent, several have to fit into a socket.
+_WRITE = 1 << 16
 #: Statements that are kept prepared at the server; a route has a handful, of which most run again with each batch. When
 #: there are more, each is made anew just after it made room for another. One takes some 50 kB of the server.
 _PREPARED = 1500

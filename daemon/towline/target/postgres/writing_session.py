@@ -20,7 +20,7 @@ import psycopg
 from towline.change import Chunk, Relation
 from towline.errors import TargetUnavailable
 from towline.frame import Frame
-from towline.postgres.line import hang_up, traffic, within
+from towline.postgres.line import hang_up, traffic, widen, within
 from towline.postgres.session import connect, translate
 from towline.target import Reread
 from towline.target.postgres.ledger import lock_key
@@ -92,6 +92,7 @@ class WritingSession:
                 self._dsn, application_name=f"towline {self._pipeline}", side="target", search_path=None
             )
             self._connection = connection
+            widen(connection)
             settings = dict(SETTINGS)
             if connection.info.server_version >= 140000:
                 settings["idle_session_timeout"] = _IDLE

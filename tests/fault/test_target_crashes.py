@@ -26,7 +26,7 @@ from towline.change import Format
 from towline.demo.programs import embedded_bindir
 from towline.demo.server import Server
 from towline.position import parse_lsn
-from towline.target.postgres import control, writer
+from towline.target.postgres import control, fence
 from towline.target.postgres.writer import PostgresTarget
 
 ROWS = 2000
@@ -209,7 +209,7 @@ def test_the_next_to_open_makes_durable_what_it_goes_on_from(hub: Hub, late: Ser
 def test_what_a_synchronous_commit_waits_for_is_the_session_s(late: Server, way: str) -> None:
     """More than ``on`` is kept, and less; but off is not. The session has its own setting again afterwards."""
     with psycopg.connect(late.dsn(options=f"-c synchronous_commit={way}"), autocommit=True) as session:
-        for statement, wanted in ((writer.SYNCHRONOUS, "on" if way == "off" else way), (writer.ASYNCHRONOUS, "off")):
+        for statement, wanted in ((fence.SYNCHRONOUS, "on" if way == "off" else way), (fence.ASYNCHRONOUS, "off")):
             with session.transaction():
                 session.execute(statement)
                 assert session.execute("SHOW synchronous_commit").fetchone() == (wanted,)

@@ -121,7 +121,7 @@ def test_an_ended_session_is_an_outage(pg18: Server, new_database: NewDatabase) 
 def test_what_is_written_has_room_on_a_unix_socket(pg18: Server, new_database: NewDatabase) -> None:
     """As much as the kernel allows; a TCP connection's room is left to grow by itself."""
     dsn = new_database(pg18)
-    local = pg18.socket_dsn(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
+    local = pg18.socket_dsn(str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]))
 
     def room(connection: psycopg.Connection[Any]) -> int:
         with socket.socket(fileno=os.dup(connection.fileno())) as line:

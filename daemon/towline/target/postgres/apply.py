@@ -25,14 +25,16 @@ from towline.postgres.session import translate
 from towline.snapshot import copy_order
 from towline.target import ChunkLoad, Counts, Reread
 from towline.target.postgres import params
-from towline.target.postgres.attempt import Attempts, Job, Routes
+from towline.target.postgres.attempt import Attempts, Routes
 from towline.target.postgres.direct import Direct
 from towline.target.postgres.executor import Executor
 from towline.target.postgres.quarantine import Quarantine
 from towline.target.postgres.refusals import Refusals
+from towline.target.postgres.route_statements import RouteStatements
 from towline.target.postgres.savepoints import Savepoints
 from towline.target.postgres.staging import Path, Shape, Stages
 from towline.target.postgres.stamps import Stamps
+from towline.target.postgres.works import Job, Works
 from towline_transforms.dialect import postgres as dialect
 from towline_transforms.route import OnDelete, OnError, OnTruncate, Route
 from towline_transforms.schema import TableName
@@ -85,14 +87,12 @@ class Applier:
         self.executor = Executor(connection)
         self._stages = Stages(self.executor, path=path)
         self._savepoints = Savepoints(self.executor, self._stages)
+        straight = Direct(direct and path is None)
+        statements = RouteStatements(self.executor)
+        shapes = {relation.name: Shape.of(relation, self._routes.get(relation.name, ())) for relation in relations}
+        self._works = Works(self._stages, straight, statements, self._routes, shapes)
         self._attempts = Attempts(
-            self.executor,
-            self._stages,
-            self._savepoints,
-            Direct(direct and path is None),
-            self._routes,
-            self._rank,
-            {relation.name: Shape.of(relation, self._routes.get(relation.name, ())) for relation in relations},
+            self.executor, self._savepoints, straight, statements, self._works, self._routes, self._rank
         )
         self.quarantine: Quarantine | None = None
         if quarantine is not None:
@@ -122,12 +122,12 @@ class Applier:
 
     def read_ahead(self, position: int) -> None:
         """Rows may have been read from the source up to that position, in this session or another one before it."""
-        self._attempts.ahead = max(self._attempts.ahead, position)
+        self._works.ahead = max(self._works.ahead, position)
 
     @property
     def read(self) -> int:
         """Up to where the source's log was when rows were last read from it again; 0: none were."""
-        return self._attempts.read
+        return self._works.read
 
     def copied_again(self, ask: Routes, marked: AbstractSet[str], copying: Routes) -> None:
         """Whom to ask which routes are copied, and which of them over what is there: see `Attempts`."""

@@ -30,13 +30,14 @@ from towline.change import DELETE, Ints, Piece, RowSet
 from towline.errors import RowRefused
 from towline.position import format_lsn
 from towline.target import Counts
-from towline.target.postgres.attempt import Attempts, Job
+from towline.target.postgres.attempt import Attempts
 from towline.target.postgres.executor import Executor
 from towline.target.postgres.probe import without_rows as statements_without_rows
 from towline.target.postgres.quarantine import Origin, Quarantine
 from towline.target.postgres.savepoints import Savepoints
 from towline.target.postgres.tally import Tally
 from towline.target.postgres.waiting import OneWaiting, Waiting
+from towline.target.postgres.works import Job
 from towline_transforms.route import OnDelete, OnError, Route
 from towline_transforms.schema import TableName
 

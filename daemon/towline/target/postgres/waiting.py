@@ -13,7 +13,7 @@ import numpy as np
 
 from towline.change import Piece
 from towline.errors import RowRefused, TransactionRefused
-from towline.target.postgres.attempt import Job
+from towline.target.postgres.works import Job
 from towline_transforms.route import Route
 
 #: How much may wait from one piece to the next: changes, and bytes of their rows.

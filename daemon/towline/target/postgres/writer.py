@@ -1,15 +1,9 @@
-"""The PostgreSQL target: transactions, epoch and checkpoint around the `Applier`.
+"""The PostgreSQL target: transactions and checkpoint around the `Applier`.
 
-**One writer.** Two locks, for two dangers: that of the session, see `writing_session`; and the *epoch* in the
-checkpoint, which is raised by whoever starts: a daemon that was suspended and comes back finds another's epoch with the
-first statements of a transaction, and gets `Fenced`; what else it had sent with them is rolled back.
+**One writer.** Two locks, for two dangers: that of the session, see `writing_session`; and the epoch in the checkpoint,
+see `fence`.
 
 **Round trips.** A small batch costs two: begin, lock the checkpoint and its statements; ledger, checkpoint and commit.
-
-**Durability.** An asynchronous commit does not wait for the server's log to be flushed; the server does that within
-three times its ``wal_writer_delay``, and a crash before undoes the commit. A synchronous one flushes the log up to its
-own record, and so the records of all that committed before it; then it waits for synchronous standbys, if there are
-any. Source: https://www.postgresql.org/docs/current/wal-async-commit.html
 """
 
 from __future__ import annotations
@@ -17,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -27,10 +20,9 @@ import psycopg
 
 from towline.breaker import Breaker
 from towline.change import Piece, Relation
-from towline.errors import Fenced, NotSetUp, RowRefused, TargetUnavailable, TowlineError, TransactionRefused
+from towline.errors import NotSetUp, RowRefused, TowlineError, TransactionRefused
 from towline.key_sum import NO_KEYS
 from towline.logs import event
-from towline.position import format_lsn, parse_lsn
 from towline.postgres.session import translate
 from towline.running_sums import RunningSums
 from towline.snapshot import STREAMING
@@ -38,7 +30,8 @@ from towline.target import Checkpoint, ChunkLoad, Committed, Counts, Reread, Rou
 from towline.target.postgres import control
 from towline.target.postgres.apply import Applier
 from towline.target.postgres.attempt import Routes
-from towline.target.postgres.executor import Executor, Outcome
+from towline.target.postgres.executor import Executor
+from towline.target.postgres.fence import Fence
 from towline.target.postgres.ledger import Control
 from towline.target.postgres.quarantine import Quarantine
 from towline.target.postgres.staging import Path
@@ -49,14 +42,6 @@ log = logging.getLogger(__name__)
 
 #: How long what was counted in the quarantine is good for, while this daemon does not write to it (seconds).
 _RECOUNT = 5.0
-
-#: How a transaction commits, said in it just before. The synchronous way is that of the session, which may be more than
-#: ``on``, but never off, whatever the settings of the server have become since the session began.
-ASYNCHRONOUS = "SET LOCAL synchronous_commit = off"
-SYNCHRONOUS = """
-SELECT pg_catalog.set_config('synchronous_commit', CASE way WHEN 'off' THEN 'on' ELSE way END, true)
-FROM pg_catalog.current_setting('synchronous_commit') AS way
-"""
 
 
 class PostgresTarget:
@@ -95,12 +80,11 @@ class PostgresTarget:
         self._control = Control(schema, pipeline)
         self._sums: RunningSums | None = None
         self._applier: Applier | None = None
-        self._epoch = 0
-        self._position = 0
+        self._fence = Fence(
+            pipeline, self._control, executing=self._executing, asked=lambda routes: self.sums.ask(routes)
+        )
         self._began = 0.0
-        self._open = False  # a transaction
-        self._held: Outcome | None = None  # the checkpoint, in a transaction that has just begun
-        self._loaded: list[RouteState] = []  # in it
+        self._loaded: list[RouteState] = []  # in the transaction
         self._breaker = breaker or Breaker()
         self._counted = 0.0
 
@@ -123,9 +107,9 @@ class PostgresTarget:
             checkpoint = control.read_checkpoint(connection, self._schema, self._pipeline) if raised.rowcount else None
             if checkpoint is None:
                 raise NotSetUp(f"the target has no checkpoint of pipeline {self._pipeline}")
-            self._epoch, self._position = checkpoint.epoch, checkpoint.position
+            self._fence.at(checkpoint.epoch, checkpoint.position)
             if (quarantine := self._applying().quarantine) is not None:
-                quarantine.load(connection, self._epoch)
+                quarantine.load(connection, checkpoint.epoch)
             self._sums = self._read_sums(connection)
             return checkpoint
 
@@ -139,19 +123,13 @@ class PostgresTarget:
 
     def note_timeline(self, timeline: int) -> None:
         """The checkpoint's position is in the history of that timeline, on which the source is now. Raises Fenced."""
-        self._note(*self._control.timeline(self._epoch, timeline))
+        with self._session.call():
+            self._fence.note(*self._control.timeline(self._fence.epoch, timeline))
 
     def note_publication(self, oid: int) -> None:
         """The slot can read the publication of that OID. Raises Fenced."""
-        self._note(*self._control.publication(self._epoch, oid))
-
-    def _note(self, statement: str, parameters: Sequence[object]) -> None:
         with self._session.call():
-            executor = self._executing()
-            noted = executor.run(statement, parameters)
-            executor.sync()
-            if noted.rowcount != 1:
-                raise self._fenced()
+            self._fence.note(*self._control.publication(self._fence.epoch, oid))
 
     def _read_sums(self, connection: psycopg.Connection[Any]) -> RunningSums:
         states = control.read_states(connection, self._schema, self._pipeline)
@@ -189,8 +167,8 @@ class PostgresTarget:
     def heartbeat(self) -> None:
         """See the contract."""
         with self._session.call():
-            self._hold()
-            self._ask()
+            self._fence.hold()
+            self._fence.ask()
 
     def close(self) -> None:
         """See the contract."""
@@ -220,15 +198,15 @@ class PostgresTarget:
 
     def apply(self, piece: Piece, active: AbstractSet[str], reread: Reread, prior: ChunkLoad | None = None) -> None:
         """See the contract."""
-        with self._session.call(), self._holding():
+        with self._session.call(), self._fence.holding():
             if piece.truncated:
-                self._hold()  # who empties tables says so of every error
+                self._fence.hold()  # who empties tables says so of every error
             self.sums.apply(piece, active)
             self._applying().apply(piece, active, self._session.elsewhere(reread), prior)
 
     def load(self, load: ChunkLoad) -> None:
         """See the contract."""
-        with self._session.call(), self._holding():
+        with self._session.call(), self._fence.holding():
             self._applying().load(load)
             executor = self._executing()
             executor.run(*self._control.state(load.state))
@@ -241,7 +219,7 @@ class PostgresTarget:
         replayed in a transaction of its own that finds these rows.
         """
         with self._session.call():
-            self._hold()
+            self._fence.hold()
             try:
                 return self._commit(position, commit_time, synchronous)
             except psycopg.Error as error:
@@ -254,7 +232,7 @@ class PostgresTarget:
             loaded = self._loaded
             self._roll_back()
             self._begin(replaying=True)
-            self._hold()
+            self._fence.hold()
             self._applying().replay()
             for state in loaded:
                 self._executing().run(*self._control.state(state))
@@ -268,13 +246,13 @@ class PostgresTarget:
             # Constraints that were put off are checked here, where nothing is committed yet.
             executor.run("SET CONSTRAINTS ALL IMMEDIATE")
             if ranges := {route: entry for route, entry in entries.items() if entry.seen or entry.keys != NO_KEYS}:
-                executor.run(*self._control.ledger(self._position, position, counts, ranges), prepare=True)
+                executor.run(*self._control.ledger(self._fence.position, position, counts, ranges), prepare=True)
             executor.run(*self._control.totals(entries), prepare=True)
         for answer in self.sums.answers:
             executor.run(*self._control.answer(answer, position))
         quarantine = applier.quarantine
         opened = quarantine.count() if quarantine is not None and self._counting(quarantine) else None
-        self._finish(executor, position, commit_time, synchronous)
+        self._fence.commit(position, commit_time, applier.read, synchronous=synchronous)
         applier.committed()
         checksums = self.sums.committed(position)
         if quarantine is None:
@@ -312,7 +290,7 @@ class PostgresTarget:
 
     def rollback(self) -> None:
         """See the contract. A connection that is gone has rolled back already."""
-        if self._session.open is None or not self._open:
+        if self._session.open is None or not self._fence.open:
             return
         with contextlib.suppress(TowlineError), self._session.call():
             self._roll_back()
@@ -320,12 +298,9 @@ class PostgresTarget:
             self._sums.rolled_back()
 
     def _roll_back(self) -> None:
-        self._open, self._held = False, None
-        applier, executor = self._applying(), self._executing()
+        applier = self._applying()
         try:
-            executor.abandon()
-            executor.run("ROLLBACK")
-            executor.sync()
+            self._fence.roll_back()
         finally:
             applier.rolled_back()
 
@@ -333,14 +308,8 @@ class PostgresTarget:
         """See the contract."""
         with self._session.call():
             self._begin()
-            self._hold()
-            executor = self._executing()
-            for state in states:
-                executor.run(*self._control.state(state))
-            executor.run("COMMIT")
-            executor.sync()
-            self._open = False
-            self.sums.committed(self._position)
+            self._fence.record((), states)
+            self.sums.committed(self._fence.position)
 
     def adopt(self, statements: Sequence[str], states: Sequence[RouteState]) -> None:
         """Run statements and record route states in one transaction, which is fenced like any other.
@@ -349,92 +318,19 @@ class PostgresTarget:
         """
         with self._session.call():
             self._begin()
-            self._hold()
-            executor = self._executing()
-            for statement in statements:
-                executor.run(statement)
-            for state in states:
-                executor.run(*self._control.state(state))
-            executor.run("COMMIT")
-            executor.sync()
-            self._open = False
+            self._fence.record(statements, states)
 
     def _begin(self, *, replaying: bool = False) -> None:
-        """Begin a transaction that holds the checkpoint. ``replaying``: what was applied before will be once more.
-
-        What the server says to that is looked at with the answers to the first statements that follow, see `_holding`:
-        a round trip less for each batch.
-        """
-        if self._open:
-            raise TowlineError("a transaction was begun inside another one")
-        applier, executor = self._applying(), self._executing()
+        """Begin a transaction. ``replaying``: what was applied before will be once more."""
+        applier = self._applying()
         if applier.quarantine is not None:
-            applier.quarantine.load(self._session.connection, self._epoch)
+            applier.quarantine.load(self._session.connection, self._fence.epoch)
         self._began = time.monotonic()
         self._loaded = []
-        self._open = True
-        executor.run("BEGIN", prepare=True)
-        self._held = executor.run(*self._control.hold(self._epoch), prepare=True)
-        executor.run("SET CONSTRAINTS ALL DEFERRED", prepare=True)
+        self._fence.begin()
         if not replaying:
             applier.begin()
             self.sums.begin()
-
-    @contextmanager
-    def _holding(self) -> Iterator[None]:
-        """What is done may be done for nothing, and fail for that reason, when the checkpoint is not held: see to it
-        that nothing is made of it.
-        """
-        try:
-            yield
-        except (psycopg.Error, TowlineError):
-            if self._held is not None and self._held.done and not self._held.rows:
-                raise self._fenced() from None
-            raise
-        self._hold()
-
-    def _hold(self) -> None:
-        """Look at what the server said to `_begin`. Raises Fenced."""
-        if self._held is None:
-            return
-        held = self._held
-        if not held.done:
-            self._executing().sync()
-        if not held.rows:  # it stays so: whatever is called next is told the same
-            raise self._fenced() if held.done else TargetUnavailable("the transaction has not begun")
-        self._held = None
-        position, asked = held.rows[0]
-        self._position = parse_lsn(position or "")
-        if asked == "t":
-            self._ask()
-
-    def _ask(self) -> None:
-        """See for which routes somebody wants the keys counted."""
-        executor = self._executing()
-        wanted = executor.run(*self._control.asked())
-        executor.sync()
-        self.sums.ask({route or "": anew == "t" for route, anew in wanted.rows})
-
-    def _finish(self, executor: Executor, position: int, commit_time: datetime | None, synchronous: bool) -> None:
-        """Move the checkpoint and commit. The checkpoint is held, and so is its epoch: only the position can be
-        wrong.
-        """
-        if position < self._position:
-            raise TowlineError(
-                f"a commit at {format_lsn(position)} is before the checkpoint {format_lsn(self._position)}"
-            )
-        moved = self._control.advance(self._epoch, position, commit_time, self._applying().read)
-        advanced = executor.run(*moved, prepare=True)
-        executor.run(SYNCHRONOUS if synchronous else ASYNCHRONOUS, prepare=True)
-        executor.run("COMMIT")
-        executor.sync()
-        self._open = False
-        if advanced.rowcount != 1:
-            raise self._fenced()
-        self._position = position
-
-    def _fenced(self) -> Fenced:
-        return Fenced(f"epoch {self._epoch} of pipeline {self._pipeline} has been superseded")
 
     # ---- the connection --------------------------------------------------------------------------------------
 

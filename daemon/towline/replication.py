@@ -8,7 +8,6 @@ lag, the breaker of the quarantine) are decisions, which are made anew where it 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -22,13 +21,9 @@ from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
 from towline.errors import (
     ColumnAdded,
-    EvolutionRefused,
     LedgerImbalance,
     NotSetUp,
-    RowRefused,
     SourceTableChanged,
-    TargetRefused,
-    TargetTableChanged,
     TowlineError,
 )
 from towline.frame import Frame
@@ -55,15 +50,12 @@ from towline.spooling import Spooling
 from towline.start_checks import SourceNow, check_start
 from towline.streaming import Streaming
 from towline.sweeper import Sweeper
+from towline.table_changes import TableChanges
 from towline.target import Checkpoint
 from towline.target.postgres.writer import PostgresTarget
 from towline.target.postgres.writing_session import Session
-from towline.telling import tell, waiting
 
 log = logging.getLogger(__name__)
-
-#: So often the catalogs are looked at again when they do not show what the log does, and after so many seconds each.
-_LOOKS, _BETWEEN_LOOKS = 5, 0.5
 
 
 @dataclass(slots=True)
@@ -134,9 +126,7 @@ class Replication:
         self._announce = announce
         self._expected: Identity | None = None
         self.handle = Handle()
-        self._last_change: tuple[str, int] | None = None
-        self._fruitless = 0
-        self._stop = threading.Event()
+        self._changes = TableChanges(config, metrics, announce)
 
     def run(self, *, until_caught_up: bool) -> None:
         """Replicate until stopped (or caught up with where the source is now). Raises the coded errors.
@@ -265,12 +255,12 @@ class Replication:
             event(log, logging.WARNING, "abandoned_walsender_ended", pipeline=config.pipeline, slot=config.source.slot)
         if new := unapplied(prepared.routes, target.states()):
             raise NotSetUp(new)
-        self._adopt(intake, target)
+        self._changes.adopt(intake, target)
         until = before_page_header(tables.position()) if until_caught_up else None
         if intake.halt is not None:
             until = before_page_header(intake.halt_at)
         if intake.halt is not None and intake.at_once:
-            raise self._halted(intake, intake.halt, checkpoint.position)
+            raise self._changes.halted(intake, intake.halt, checkpoint.position)
         log_reader = LogReader(
             config,
             prepared.relations,
@@ -402,53 +392,9 @@ class Replication:
         except SourceTableChanged as change:
             final = intake.halt or (change if isinstance(change, ColumnAdded) else None)
             if final is not None:
-                raise self._halted(intake, final, pipeline.checkpoint) from change
-            self._progressed(change, pipeline)
+                raise self._changes.halted(intake, final, pipeline.checkpoint) from change
+            self._changes.progressed(change, pipeline.checkpoint)
             return True
         if intake.halt is not None and not self._stopping() and not lookout.noticed and not self.again:
-            raise self._halted(intake, intake.halt, pipeline.checkpoint)
+            raise self._changes.halted(intake, intake.halt, pipeline.checkpoint)
         return lookout.noticed
-
-    def _adopt(self, intake: Intake, target: PostgresTarget) -> None:
-        """Make durable what the changes of the source's tables take, and tell of them."""
-        adoption = intake.adoption
-        if adoption.ddl or adoption.rows:
-            self._announce("adopting")
-            try:
-                target.adopt([*adoption.ddl, *adoption.rows], adoption.states(target.states()))
-            except (TargetRefused, TargetTableChanged, RowRefused) as error:
-                if not adoption.ddl:
-                    raise
-                raise EvolutionRefused(
-                    f"a column that was added at the source cannot be added at the target: {error.detail}",
-                    hint=f"Run at the target: {'; '.join(adoption.ddl)};",
-                    sqlstate=error.sqlstate,
-                ) from error
-            self._announce("adopted")
-        tell(self._config, tuple(change for change in intake.changes if change.action != "halt"))
-        for change in intake.changes:
-            self._metrics.schema_change(change.route, change.action)
-
-    def _halted(self, intake: Intake, error: SourceTableChanged, position: int) -> SourceTableChanged:
-        """The error that ends this attempt, told with what it is about, and where the target is."""
-        lsn = format_lsn(position)
-        changes = tuple(change for change in intake.changes if change.action == "halt")
-        if isinstance(error, ColumnAdded) and intake.halt is None:
-            changes = waiting(intake.prepared)
-        tell(self._config, changes, lsn=lsn)
-        error.detail = f"{error.detail.rstrip('.')}. The target is as of {lsn}."
-        return error
-
-    def _progressed(self, change: SourceTableChanged, pipeline: Pipeline) -> None:
-        """Raises the change when another look has led to nothing, several times.
-
-        A commit can be in the log before others see it (it waits for a synchronous standby, say).
-        """
-        here = (change.detail, pipeline.checkpoint)
-        self._fruitless = self._fruitless + 1 if here == self._last_change else 0
-        self._last_change = here
-        if self._fruitless >= _LOOKS:
-            raise change
-        event(log, logging.INFO, "table_changed", pipeline=self._config.pipeline, detail=change.detail)
-        if self._fruitless:
-            self._stop.wait(_BETWEEN_LOOKS)

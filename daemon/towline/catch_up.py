@@ -5,9 +5,9 @@ a statement yields nothing before it has decoded all that it is asked for, and e
 position, which stays where the oldest transaction began that was under way when the server last wrote down which were
 (every 15 seconds, and at checkpoints). So it pays when the target is far behind, with large *gulps*, and while the
 restart position follows. The first gulp is small, so that the target soon has something to do; while the restart
-position stays, each next one is longer than what is decoded again for it: twice as long, or once where the log was
-sparse before, as it is after a checkpoint, when whole pages are in it. Where that ends, a gulp twice as long would be
-many times the changes, and the target would have nothing to do until all of them are decoded.
+position stays, each next one is twice as long as what is decoded again for it. Or as long, where the log was *sparse*
+before, as it is after a checkpoint, when whole pages are in it: where that ends, a gulp twice as long may be many times
+the changes, and the target would have nothing to do until all of them are decoded.
 
 A transaction that is larger than a gulp yields nothing until its end is read, and is decoded again for each gulp on the
 way. So where the stream brings such a transaction while it is under way, a stretch of log that yields nothing is the
@@ -28,10 +28,10 @@ class Bounds:
     ``follow``: it begins only if the restart position is not further behind than that, and ends when it is more than
     `RESTART_LEFT` times as far. ``again``: nor does it begin if what is decoded again is more than so many times the
     backlog. ``barren``: it ends when as much of the log has yielded nothing, if the stream has large transactions sent
-    while they are under way. ``dense``: so little log there is of a change, or less; ``growth``: so many times what the
-    last gulp yielded may the next one yield (of two sessions, one is a gulp behind). ``confirm``: how far the slot
-    itself may stand behind what is durable; moving it takes the source a pass over the log from the restart position
-    on.
+    while they are under way. ``sparse``: so many times as long as the messages of the last gulp may
+    the next one be (which is nine times as long, if each of two sessions reads gulps twice as long as all before).
+    ``confirm``: how far the slot itself may stand behind what is durable; moving it takes the source a pass over the
+    log from the restart position on.
     """
 
     enter: int = 32 << 20
@@ -41,8 +41,7 @@ class Bounds:
     follow: int = 256 << 20
     again: int = 1
     barren: int = 16 << 20
-    dense: int = 256
-    growth: int = 8
+    sparse: int = 16
     confirm: int = 256 << 20
 
 
@@ -82,19 +81,19 @@ class CatchUp:
             now >= self._not_before and behind >= bounds.enter and before <= min(bounds.follow, behind * bounds.again)
         )
 
-    def gulp(self, end: int, position: int, restart: int, yielded: int | None = None) -> int:
+    def gulp(self, end: int, position: int, restart: int, yielded: int = 0) -> int:
         """Up to where to read next; 0: leave it to the stream from here on.
 
-        A gulp is twice as long as what has to be decoded again for it, between the bounds; or once, where ``yielded``,
-        the messages of the gulp read last, are so few that many times as many may come. None: none was read.
+        A gulp is twice as long as what has to be decoded again for it, between the bounds. ``yielded``: bytes of the
+        messages of the gulp read last; 0: nothing, or none was read. Where they were few, it is as long.
         """
         bounds = self._bounds
         behind, before = end - position, position - restart
         if behind < bounds.leave or before > bounds.follow * RESTART_LEFT:
             return 0
         size = 2 * before
-        if yielded is not None:
-            size = min(size, max(before, yielded * bounds.growth * bounds.dense))
+        if yielded:
+            size = min(size, max(before, yielded * bounds.sparse))
         size = min(max(size, bounds.least), bounds.most)
         return end if behind <= size + bounds.leave else position + size
 

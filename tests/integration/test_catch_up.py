@@ -173,6 +173,35 @@ def test_in_gulps(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     until(lambda: source.confirmed() >= end)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_a_gulp_has_yielded_is_told(source: Source, alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To whoever decides how long the next one is: of two sessions, of the gulp before the one under way."""
+    asked: list[tuple[int, int, int]] = []
+    gulp = CatchUp.gulp
+
+    def noted(decision: CatchUp, end: int, position: int, restart: int, yielded: int = 0) -> int:
+        upto = gulp(decision, end, position, restart, yielded)
+        asked.append((position, upto, yielded))
+        return upto
+
+    monkeypatch.setattr(CatchUp, "gulp", noted)
+    monkeypatch.setattr(backlog, "BURST", 1 << 16)  # which come one after the other
+    if alone:
+        monkeypatch.setattr(Turns, "_second", lambda turns: None)
+    keys = insert(source)
+    stream = source.open(Bounds(enter=1, leave=1, least=900_000, most=900_000, follow=1 << 30))
+    assert [row[0] for _, _, row in flat(read_to(stream, source.position()))] == keys
+    until(lambda: stream.poll(0.1) is None and source.told == ["catching up", "streaming"])
+    lag = 1 if alone else 2  # with one session, each is asked for twice
+    gulps = asked[::2] if alone else asked
+    assert [yielded for _, _, yielded in gulps[:lag]] == [0] * lag
+    assert len(gulps) > lag + 1
+    for (position, upto, _), (_, _, yielded) in zip(gulps, gulps[lag:], strict=False):
+        # Of the log, rows of 500 bytes are the most; the last gulp is as long as the rest.
+        assert yielded > 0.6 * (min(upto, source.position()) - position) * (upto > 0), asked
+        assert yielded < 1_000_000, asked
+
+
 @pytest.mark.parametrize("offset", [0, 8, 23, 24, 4000])
 def test_where_gulps_meet(source: Source, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sessions divide the log between them, wherever a gulp ends: within a record, at its end, or in the header of
@@ -181,7 +210,9 @@ def test_where_gulps_meet(source: Source, offset: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         CatchUp,
         "gulp",
-        lambda self, end, position, restart: upto if (upto := (position // page + 1) * page + offset) < end else 0,
+        lambda self, end, position, restart, yielded: (
+            upto if (upto := (position // page + 1) * page + offset) < end else 0
+        ),
     )
     rows = f"DO $$ BEGIN FOR i IN 1..{count} LOOP INSERT INTO t VALUES (i, i, NULL); COMMIT; END LOOP; END $$"
     source.run("SET synchronous_commit = off", rows, "SET synchronous_commit = on", "CHECKPOINT")

@@ -110,15 +110,16 @@ def test_a_transaction_of_a_million_rows(
 
 
 def test_a_backlog_of_hot_keys(pg18: Server, hub18: Server, new_database: NewDatabase, tmp_path: Path) -> None:
-    """Pieces are larger while later changes make most of them void: 400,000 changes of 5,000 rows, read through SQL."""
+    """Pieces are larger while later changes make most of them void: 100,000 changes of 5,000 rows, of a kilobyte each,
+    read through SQL."""
     line = Line.make(tmp_path, new_database(pg18), new_database(hub18), "  - {from: public.*, into: replica.*}")
     line.at_source("CREATE TABLE hot (id int PRIMARY KEY, n int, v text)")
-    line.at_source("INSERT INTO hot SELECT n, 0, repeat('x', 150) FROM generate_series(1, 5000) n")
+    line.at_source("INSERT INTO hot SELECT n, 0, repeat('x', 1000) FROM generate_series(1, 5000) n")
     line.apply()
     line.run()  # the first copy
     line.at_source(
         """DO $$ BEGIN
-            FOR i IN 1..2000 LOOP UPDATE hot SET n = n + i WHERE id % 25 = i % 25; COMMIT; END LOOP;
+            FOR i IN 1..500 LOOP UPDATE hot SET n = n + i WHERE id % 25 = i % 25; COMMIT; END LOOP;
         END $$"""
     )
     daemon = Daemon(line.path, tmp_path / "daemon.log")

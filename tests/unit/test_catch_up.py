@@ -60,24 +60,24 @@ def test_gulp(end: int, position: int, restart: int, upto: int) -> None:
 @pytest.mark.parametrize(
     ("yielded", "size"),
     [
-        (None, 800),  # nothing is known: twice as long as what is decoded again
-        (1_000, 800),
-        (20, 600),  # 20 messages: 3 times 10 bytes for each
-        (14, 420),
-        (13, 400),  # at least as long
-        (0, 400),
+        (0, 800),  # nothing is known: twice as long as what is decoded again
+        (200, 800),
+        (150, 600),  # four times the messages
+        (101, 404),
+        (99, 400),  # at least as long
+        (1, 400),
     ],
 )
-def test_a_sparse_gulp_is_not_followed_by_one_of_many_changes(yielded: int | None, size: int) -> None:
-    """The log may become dense at any place; what is decoded again bounds how small gulps get."""
-    bounds = Bounds(enter=1_000, leave=100, least=200, most=1_000, follow=500, dense=10, growth=3)
+def test_sparse_log_is_not_followed_by_a_gulp_of_many_changes(yielded: int, size: int) -> None:
+    """It may become dense at any place; what is decoded again bounds how short gulps get."""
+    bounds = Bounds(enter=1_000, leave=100, least=200, most=1_000, follow=500, sparse=4)
     assert CatchUp(bounds).gulp(10_000, 5_000, 4_600, yielded) == 5_000 + size
 
 
-def test_sparse_gulps_keep_the_least() -> None:
+def test_gulps_in_sparse_log_have_the_least() -> None:
     """However little came."""
-    bounds = Bounds(least=200, most=1_000, leave=100, dense=10, growth=3)
-    assert CatchUp(bounds).gulp(10_000, 5_000, 4_900, 0) == 5_200
+    bounds = Bounds(least=200, most=1_000, leave=100, sparse=4)
+    assert CatchUp(bounds).gulp(10_000, 5_000, 4_900, 1) == 5_200
 
 
 def test_it_does_not_come_and_go() -> None:

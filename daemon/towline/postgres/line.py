@@ -42,11 +42,11 @@ def traffic(connection: psycopg.Connection[Any]) -> int | None:
 def widen(connection: psycopg.Connection[Any]) -> None:
     """Let the kernel keep more of what is sent, if the line is a Unix socket; TCP sees to that by itself.
 
-    By default that is some 200 kB, which a server at a COPY has taken in a millisecond. It is told to us when three
-    quarters of that are gone, and the other thread may have Python's lock for as long as the rest lasts.
+    By default that is some 200 kB on Linux, which a server at a COPY has taken in a millisecond. It is told to us when
+    three quarters of that are gone, and the other thread may have Python's lock for as long as the rest lasts.
     """
     with contextlib.suppress(OSError, psycopg.Error), _socket(connection) as line:
-        if line.family == socket.AF_UNIX:
+        if line.family == socket.AF_UNIX and line.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < _ROOM:
             line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
 
 

@@ -100,7 +100,7 @@ class Backlog:
         self.left = False
         #: How many gulps were read.
         self.gulps = 0
-        self._messages = 0  # that came of the gulp
+        self._yielded = 0  # bytes of messages, by the gulp read last
         self._handover = Handover(self._gatherer, position=start, acknowledged=acknowledged, ahead=AHEAD)
         self._turns = Turns(self._connect, self._options)
         self._reader = threading.Thread(target=self._run, name=f"towline-backlog-{slot}", daemon=True)
@@ -211,11 +211,11 @@ class Backlog:
         session.copy()
         restart, end = session.copied().restart, session.end()
         position = yielded = self._handover.told
-        upto = self._upto(end, position, restart)
+        upto = decision.gulp(end, position, restart, self._yielded)
         if upto:
             turns.begin(upto)
         while upto:
-            if following := self._upto(end, upto, restart):
+            if following := decision.gulp(end, upto, restart, self._yielded):
                 turns.begin_next(upto, following)
             self._gulp(session, upto)
             copied = session.copied()
@@ -228,17 +228,13 @@ class Backlog:
             self._advance(session)
             if turns.next is not None:
                 upto, session = following, turns.swap()
-            elif upto := self._upto(end, position, restart):
+            elif upto := decision.gulp(end, position, restart, self._yielded):
                 turns.begin(upto)
-            if self._messages:
+            if self._yielded:
                 yielded = position
             elif upto and self._streamed and decision.barren(time.monotonic(), position - yielded):
                 self.left = True
                 return
-
-    def _upto(self, end: int, position: int, restart: int) -> int:
-        """Where the gulp that begins at the position ends."""
-        return self._decision.gulp(end, position, restart, self._messages if self.gulps else None)
 
     def _await_release(self, session: SlotCopy) -> None:
         """The walsender that was reading may not have ended yet."""
@@ -282,7 +278,7 @@ class Backlog:
 
     def _gulp(self, session: SlotCopy, upto: int) -> None:
         """Read what the statement yields."""
-        self._messages = 0
+        self._yielded = 0
         rows = CopyRows()
         nap = SHORTEST_NAP
         while not session.done:
@@ -307,7 +303,7 @@ class Backlog:
     def _take(self, block: Block) -> None:
         if not len(block):
             return
-        self._messages += len(block)
+        self._yielded += block.size
         self._gatherer.received = time.time()
         first = self._decoder.take(block)
         while first < len(block):

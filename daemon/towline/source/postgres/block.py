@@ -42,6 +42,11 @@ class Block:
     def __len__(self) -> int:
         return len(self.begins)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all of them, if it is not a part of another."""
+        return len(self.data) - len(PAD)
+
     def message(self, number: int) -> bytes:
         """One of them, with its envelope."""
         return self.data[int(self.begins[number]) : int(self.ends[number])]

@@ -36,8 +36,9 @@ class Fence:
     """One transaction after the other. ``executing``: asked for the session's executor. ``asked``: told for which
     routes somebody wants the keys counted, and whether anew.
 
-    ``epoch``, ``position``: of the checkpoint, as of `at` and the last commit. ``open``: whether there is a
-    transaction. Everything raises psycopg.Error; what looks at the checkpoint raises Fenced.
+    ``epoch``, ``position``: of the checkpoint, as of `at`, `hold` and `commit`. ``open``: whether there is a
+    transaction. Everything raises psycopg.Error, and TowlineError when called where it must not be; what looks at the
+    checkpoint raises Fenced, and TargetUnavailable.
     """
 
     def __init__(

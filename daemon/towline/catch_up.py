@@ -28,8 +28,8 @@ class Bounds:
     ``follow``: it begins only if the restart position is not further behind than that, and ends when it is more than
     `RESTART_LEFT` times as far. ``again``: nor does it begin if what is decoded again is more than so many times the
     backlog. ``barren``: it ends when as much of the log has yielded nothing, if the stream has large transactions sent
-    while they are under way. ``sparse``: so many times as long as the messages of the last gulp may
-    the next one be (which is nine times as long, if each of two sessions reads gulps twice as long as all before).
+    while they are under way. ``sparse``: so many times as long as the messages of the last gulp may the next one be
+    (which, if each of two sessions reads gulps twice as long as all before, is nine times as long as that gulp was).
     ``confirm``: how far the slot itself may stand behind what is durable; moving it takes the source a pass over the
     log from the restart position on.
     """

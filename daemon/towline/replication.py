@@ -19,13 +19,7 @@ from towline.catch_up import CatchUp
 from towline.change import Chunk, Relation
 from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
-from towline.errors import (
-    ColumnAdded,
-    LedgerImbalance,
-    NotSetUp,
-    SourceTableChanged,
-    TowlineError,
-)
+from towline.errors import ColumnAdded, LedgerImbalance, NotSetUp, SourceTableChanged, TowlineError
 from towline.frame import Frame
 from towline.intake import Intake, take_in
 from towline.lag import LagClock

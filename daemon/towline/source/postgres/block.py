@@ -44,8 +44,8 @@ class Block:
 
     @property
     def size(self) -> int:
-        """Bytes of all of them, if it is not a part of another."""
-        return len(self.data) - len(PAD)
+        """Bytes of all of them, with their envelopes."""
+        return int(self.ends[-1] - self.begins[0]) if len(self) else 0
 
     def message(self, number: int) -> bytes:
         """One of them, with its envelope."""

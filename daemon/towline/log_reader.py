@@ -19,7 +19,6 @@ from towline.source import Identity, Tables
 from towline.source.postgres.backlog import Backlog
 from towline.source.postgres.catch_up_stream import CatchUpStream
 from towline.source.postgres.slot_copy import SlotCopy
-from towline.source.postgres.spool import Spool
 from towline.source.postgres.stream import PostgresStream
 from towline.source.postgres.tables import PostgresTables
 from towline.spooling import Spooling
@@ -59,33 +58,34 @@ class LogReader:
         self._decision = decision
         self._metrics = metrics
         self._announce = announce
-        self._partitioned = self._streamed = False
+        self._published = self._partitioned = self._streamed = False
         self._line = SilentLine(SILENCE, UNASKED)
         self._at_work: bool | None = None
         self._stream: PostgresStream | CatchUpStream | None = None
 
     def open(self, position: int) -> PostgresStream | CatchUpStream:
         """Begin to read at the position, which is durable. Raises what PostgresStream raises."""
-        sample = self._tables.position(), self._tables.slot().restart
-        stream = self._open_stream(position, position, publication_checked=False)
+        restart, end = self._log()
+        sample = end, restart
         self._metrics.mode("stream")
-        self._partitioned = stream.partitioned
         off = self._config.source.catch_up == "off"
         if off or self._identity.in_recovery or not catch_up.possible(self._identity.server_version):
-            self._stream = stream
-            return stream
-        caught_up = CatchUpStream(
-            stream,
+            self._stream = self._open_stream(position, position)
+            return self._stream
+        # Only pgoutput can do without the stream at first: of wal2json's, that finds out what it has to be asked for.
+        straight = self._config.source.plugin == "pgoutput"
+        stream = CatchUpStream(
             position,
+            stream=self._open_stream,
             backlog=self._open_backlog,
-            resume=lambda start, durable: self._open_stream(start, durable, publication_checked=True),
             decision=self._decision,
             switches=self,
+            sample=sample if straight else (0, 0),
             announce=self._announce,
         )
-        caught_up.sampled(*sample)
-        self._stream = caught_up
-        return caught_up
+        stream.sampled(*sample)
+        self._stream = stream
+        return stream
 
     def spooled(self) -> tuple[int, int]:
         """How many transactions under way are kept, and how many bytes of files they take."""
@@ -129,11 +129,10 @@ class LogReader:
 
     # ---- the two ways ----------------------------------------------------------------------------------------
 
-    def _open_stream(self, start: int, durable: int, *, publication_checked: bool) -> PostgresStream:
+    def _open_stream(self, start: int, durable: int) -> PostgresStream:
         config = self._config
-        spool = self._spool()
-        self._streamed = spool is not None
-        return PostgresStream(
+        spool = self._spooling.open(self._identity.server_version, *self._log())
+        stream = PostgresStream(
             config.source.dsn.get_secret_value(),
             slot=config.source.slot,
             publication=config.source.publication,
@@ -147,15 +146,17 @@ class LogReader:
             spool=spool,
             server=self._identity,
             acknowledged=durable,
-            publication_checked=publication_checked,
+            publication_checked=self._published,
         )
-
-    def _spool(self) -> Spool | None:
-        tables = self._tables
-        return self._spooling.open(self._identity.server_version, tables.slot().restart, tables.position())
+        self._published = True
+        self._partitioned, self._streamed = stream.partitioned, spool is not None
+        return stream
 
     def _open_backlog(self, start: int, durable: int) -> Backlog:
         config = self._config
+        if not self._published:  # nor was a stream opened
+            self._check_published()
+            self._streamed = self._spooling.asks(self._identity.server_version, *self._log())
         return Backlog(
             config.source.dsn.get_secret_value(),
             slot=config.source.slot,
@@ -173,6 +174,17 @@ class LogReader:
             partitioned=self._partitioned,
             streamed=self._streamed,
         )
+
+    def _log(self) -> tuple[int, int]:
+        """The slot's restart position, and where the log ends."""
+        return self._tables.slot().restart, self._tables.position()
+
+    def _check_published(self) -> None:
+        """Before the log is read, since it may have grown further than the publication goes: raises NotSetUp."""
+        _, lacking = self._tables.publication(self._config.source.publication, self._relations)
+        if lacking is not None:
+            raise lacking
+        self._published = True
 
     # ---- what is told ----------------------------------------------------------------------------------------
 

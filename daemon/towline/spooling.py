@@ -56,12 +56,16 @@ class Spooling:
             self._without(error)
         self._streaming.checked = True
 
-    def open(self, server_version: int, restart: int, position: int) -> Spool | None:
-        """Where transactions under way are kept; None when the source is not to send them.
+    def asks(self, server_version: int, restart: int, position: int) -> bool:
+        """Whether the source is to send transactions while they are under way.
 
         ``restart``: the slot's restart position; ``position``: the end of the log now.
         """
-        if not wanted(self._config, server_version) or not self._streaming.begin(restart, position):
+        return wanted(self._config, server_version) and self._streaming.begin(restart, position)
+
+    def open(self, server_version: int, restart: int, position: int) -> Spool | None:
+        """Where transactions under way are kept; None when the source is not to send them, see `asks`."""
+        if not self.asks(server_version, restart, position):
             return None
         try:
             return Spool(self._config.spool.directory, self._config.spool.max_bytes)

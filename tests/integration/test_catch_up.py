@@ -21,6 +21,7 @@ from towline.postgres import session
 from towline.postgres.catalog import describe
 from towline.source.postgres import backlog, slot_copy
 from towline.source.postgres.catch_up_stream import POINTS, CatchUpStream
+from towline.source.postgres.stream import PostgresStream
 from towline.source.postgres.turns import Turns
 from towline_transforms.schema import TableName
 
@@ -61,9 +62,14 @@ class Source:
         return int(str(self.value(query)))
 
     def open(
-        self, bounds: Bounds = EAGER, dsn: str = "", max_rows: int = 1000, streamed: bool = False
+        self,
+        bounds: Bounds = EAGER,
+        dsn: str = "",
+        max_rows: int = 1000,
+        streamed: bool = False,
+        straight: bool = False,
     ) -> CatchUpStream:
-        """A stream at the slot's position, which is told of the source's end as it is now."""
+        """A stream at the slot's position, which is told of the source's end as it is now; ``straight``: at once."""
         with session.connect(self.dsn, application_name="test", side="source") as connection:
             name = TableName("public", "t")
             table = describe(connection, [name]).tables[name]
@@ -71,12 +77,12 @@ class Source:
         of = Settings(dsn or self.dsn, self.slot, "pub", "pgoutput", [relation], max_rows, 1 << 22, None, streamed)
         decision, start = CatchUp(bounds), self.confirmed()
         self.stream = CatchUpStream(
-            of.stream(start, start),
             start,
+            stream=of.stream,
             backlog=lambda position, durable: of.backlog(position, durable, decision),
-            resume=of.stream,
             decision=decision,
             switches=self,
+            sample=(self.position(), start) if straight else (0, 0),
             announce=self.points.append,
         )
         self.stream.sampled(self.position(), start)
@@ -239,6 +245,25 @@ def test_no_second_slot(source: Source, monkeypatch: pytest.MonkeyPatch) -> None
     assert [row[0] for _, _, row in flat(read_to(stream, source.position()))] == keys
     until(lambda: stream.poll(0.1) is None and source.told == ["catching up", "streaming"])
     assert len(copies) == 2
+
+
+def test_far_behind_at_the_start(source: Source) -> None:
+    """The backlog is begun at once, and no stream before it."""
+    keys = insert(source)
+    stream = source.open(straight=True)
+    assert isinstance(stream._now, backlog.Backlog)
+    assert source.told == []  # who is told may not have begun himself
+    assert [row[0] for _, _, row in flat(read_to(stream, source.position()))] == keys
+    until(lambda: stream.poll(0.1) is None and source.told == ["catching up", "streaming"])
+
+
+def test_not_far_behind_at_the_start(source: Source) -> None:
+    """The stream is begun."""
+    keys = insert(source, 2, 10)
+    stream = source.open(Bounds(enter=1 << 30), straight=True)
+    assert isinstance(stream._now, PostgresStream)
+    assert [row[0] for _, _, row in flat(read_to(stream, source.position()))] == keys
+    assert source.told == []
 
 
 def test_a_transaction_larger_than_a_piece(source: Source) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.integration.test_stream_conformance import EAGER
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
 from tests.support.wait import until
+from towline import catch_up
+from towline.catch_up import Bounds
 from towline.cli import cli
 from towline.demo.server import Server
 from towline.errors import (
@@ -87,11 +90,18 @@ def halted(line: Line, error: type[TowlineError]) -> None:
         ("SET TABLE ONLY t (id), ONLY other, ONLY wide (id, a)", PublicationLacksColumn),
     ],
 )
-def test_less_is_published(line: Line, change: str, error: type[TowlineError]) -> None:
-    """`apply` restores the publication, and has the routes copied again that it did not serve; only those."""
+@pytest.mark.parametrize("bounds", [catch_up.BOUNDS, EAGER], ids=["streamed", "behind"])
+def test_less_is_published(
+    line: Line, change: str, error: type[TowlineError], bounds: Bounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`apply` restores the publication, and has the routes copied again that it did not serve; only those. Nothing is
+    read of the log before, however it would be read."""
+    monkeypatch.setattr(catch_up, "BOUNDS", bounds)
+    before = line.at_hub("SELECT position FROM towline.checkpoint")
     alter(line, change)
     line.at_source(CHANGES if error is not PublicationFiltered else "INSERT INTO t VALUES (4, 'd')")
     halted(line, error)
+    assert line.at_hub("SELECT position FROM towline.checkpoint") == before
     assert "towline apply" in error.remedy
     done = invoke(line, "apply")
     assert done.exit_code == 0, done.output

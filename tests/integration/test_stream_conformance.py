@@ -158,18 +158,18 @@ class Source:
         """Start reading; closed at the end of the test."""
         names = dsn or self.dsn, slot or self.slot, publication, plugin or self.plugin
         of = Settings(*names, relations, max_rows, max_bytes, resolve)
-        opened = of.stream(start, start, Spool(Path("/var/tmp"), 1 << 30) if self.way == "streamed" else None)
-        stream: AnyStream = opened
+        stream: AnyStream
         if self.way == "catching-up":
             decision = CatchUp(EAGER)
             stream = CatchUpStream(
-                opened,
                 max(start, self.confirmed()),
+                stream=of.stream,
                 backlog=lambda position, durable: of.backlog(position, durable, decision),
-                resume=of.stream,
                 decision=decision,
                 switches=self,
             )
+        else:
+            stream = of.stream(start, start, Spool(Path("/var/tmp"), 1 << 30) if self.way == "streamed" else None)
         self.streams.append(stream)
         return stream
 

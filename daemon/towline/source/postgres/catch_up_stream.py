@@ -1,7 +1,7 @@
 """A stream that is left while its consumer is far behind, for a `Backlog`, and begun again near the end of the log.
 
-It switches where the consumer has taken all transactions up to a position, and never within one. What the stream had
-read beyond that is read again.
+Who is far behind when it starts need not begin with the stream. It switches where the consumer has taken all
+transactions up to a position, and never within one. What the stream had read beyond that is read again.
 """
 
 from __future__ import annotations
@@ -39,33 +39,36 @@ class Switches(Protocol):
 
 
 class CatchUpStream:
-    """Implements `towline.source.Stream`. ``stream`` is open at ``position``, which is durable.
+    """Implements `towline.source.Stream`, from ``position`` on, which is durable.
 
-    ``backlog`` and ``resume`` begin to read at a position, the first argument; the second is what is durable.
-    `poll` also raises what opening a stream does.
+    ``stream`` and ``backlog`` begin to read at a position, the first argument; the second is what is durable.
+    ``sample``: what `sampled` would be told; without one it begins with the stream.
+
+    The constructor and `poll` raise what these do.
     """
 
     def __init__(
         self,
-        stream: PostgresStream,
         position: int,
         *,
+        stream: Callable[[int, int], PostgresStream],
         backlog: Callable[[int, int], Backlog],
-        resume: Callable[[int, int], PostgresStream],
         decision: CatchUp,
         switches: Switches,
+        sample: tuple[int, int] = (0, 0),
         announce: Callable[[str], None] = lambda point: None,
     ) -> None:
-        self._now: PostgresStream | Backlog = stream
         self._position = self._acknowledged = position
         self._inside = False
-        self._begin_backlog = backlog
-        self._resume = resume
+        self._stream = stream
+        self._backlog = backlog
         self._decision = decision
         self._switches = switches
         self._announce = announce
-        self._source = (0, 0)
+        self._source = sample
         self._gulps = 0
+        self._behind = self._far_behind()  # 0, or what has not been told of the backlog that was begun
+        self._now: PostgresStream | Backlog = (backlog if self._behind else stream)(position, position)
 
     def sampled(self, end: int, restart: int) -> None:
         """Where the source's log ends, and the slot's restart position. May be called from another thread."""
@@ -75,6 +78,9 @@ class CatchUpStream:
         """See the contract."""
         if isinstance(self._now, PostgresStream):
             self._enter_if_due()
+        if self._behind:
+            self._switches.catching_up(self._position, self._behind)
+            self._behind = 0
         try:
             piece = self._now.poll(timeout)
         except SourceTableChanged:
@@ -98,13 +104,16 @@ class CatchUpStream:
         if self._inside or self.spooled[0]:  # what came of transactions under way would come again
             return
         self._position = max(self._position, self._now.idle_position)
+        if behind := self._far_behind():
+            self._now.close()
+            self._gulps = 0
+            self._now = self._backlog(self._position, self._acknowledged)
+            self._behind = behind
+
+    def _far_behind(self) -> int:
+        """The bytes of the log that are to be read as a backlog from here on; 0: none are."""
         end, restart = self._source
-        if not self._decision.enter(time.monotonic(), end, self._position, restart):
-            return
-        self._now.close()
-        self._gulps = 0
-        self._now = self._begin_backlog(self._position, self._acknowledged)
-        self._switches.catching_up(self._position, end - self._position)
+        return end - self._position if self._decision.enter(time.monotonic(), end, self._position, restart) else 0
 
     def _leave(self, backlog: Backlog) -> None:
         self._announce("switching")
@@ -116,7 +125,7 @@ class CatchUpStream:
         if backlog.refused is not None:
             self._decision.refused(time.monotonic())
             self._switches.refused(self._position, backlog.refused)
-        self._now = self._resume(self._position, self._acknowledged)
+        self._now = self._stream(self._position, self._acknowledged)
         self._announce("switched")
         self._switches.streaming(self._position, caught_up=backlog.refused is None and not backlog.left)
 

@@ -20,6 +20,7 @@ from towline.change import Chunk, Relation
 from towline.chunk_reader import BackgroundChunkReader
 from towline.config import PipelineConfig
 from towline.errors import ColumnAdded, LedgerImbalance, NotSetUp, SourceTableChanged, TowlineError
+from towline.first_look import FirstLook
 from towline.frame import Frame
 from towline.intake import Intake, take_in
 from towline.lag import LagClock
@@ -104,8 +105,10 @@ class Replication:
         catch_up: CatchUp | None = None,
         clock: LagClock | None = None,
         breaker: Breaker | None = None,
+        first: FirstLook | None = None,
     ) -> None:
         self._clock = clock
+        self._first = first
         self._breaker = breaker or Breaker()
         self._predecessor = predecessor
         self._streaming = streaming or Streaming()
@@ -135,7 +138,7 @@ class Replication:
         """Returns whether to look at both ends again, and go on."""
         self._expected = None
         with ExitStack() as stack:
-            intake = take_in(self._config)
+            intake = self._look()
             self._spooling.check(intake.prepared.source_catalog.server_version)
             target = self._target(stack, intake.prepared)
             if not target.acquire(0.0):
@@ -144,6 +147,11 @@ class Replication:
                 intake = take_in(self._config)  # it may have been long
                 target.reroute(intake.prepared.routes, intake.prepared.relations)
             return self._replicate(stack, intake, target, until_caught_up)
+
+    def _look(self) -> Intake:
+        """Look at both ends; or wait for the look that was begun before the attempt."""
+        first, self._first = self._first, None
+        return first.result() if first is not None else take_in(self._config)
 
     def _target(self, stack: ExitStack, prepared: Prepared) -> PostgresTarget:
         config = self._config

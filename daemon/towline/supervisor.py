@@ -21,6 +21,7 @@ from towline.breaker import Breaker
 from towline.catch_up import CatchUp
 from towline.config import PipelineConfig, load
 from towline.errors import Action, LedgerImbalance, ReloadRefused, TowlineError
+from towline.first_look import SWITCH, FirstLook
 from towline.lag import LagClock
 from towline.logs import configure, event
 from towline.metrics import Metrics
@@ -46,17 +47,22 @@ _GRACE, _LAST = 7.0, 2.0
 SEEN_FOR = 75.0
 #: Without a sign of life from the loop for so long, /healthz says so (seconds).
 _LIVE = 120.0
-#: How long the stream's reader and the applier may keep the interpreter from each other (seconds).
-_SWITCH = 0.001
 
 
 class Supervisor:
-    """The daemon's process: one pipeline file, from start to exit."""
+    """The daemon's process: one pipeline file, from start to exit. ``first``: a look that was begun before."""
 
-    def __init__(self, path: Path, config: PipelineConfig, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: PipelineConfig,
+        announce: Callable[[str], None],
+        first: FirstLook | None = None,
+    ) -> None:
         self._path = path
         self._config = config
         self._announce = announce
+        self._first = first
         self._stop = threading.Event()
         self._reload = threading.Event()
         self._wake = threading.Event()
@@ -128,7 +134,7 @@ class Supervisor:
             return self._run(until_caught_up)
 
     def _run(self, until_caught_up: bool) -> int:
-        sys.setswitchinterval(_SWITCH)
+        sys.setswitchinterval(SWITCH)
         web = None
         try:
             if self._config.web.port:
@@ -174,6 +180,7 @@ class Supervisor:
                 catch_up=catch_up,
                 clock=self._clock,
                 breaker=breaker,
+                first=self._take_first(),
             )
             self._attempt = attempt
             started = time.monotonic()
@@ -209,6 +216,11 @@ class Supervisor:
                     self._reached = attempt.handle.pipeline.durable
                 self._attempt = None
         return 0
+
+    def _take_first(self) -> FirstLook | None:
+        """The look that was begun, once, if it is one at what the configuration names by now."""
+        first, self._first = self._first, None
+        return first if first is not None and first.config is self._config else None
 
     def _back_off(self, failures: int, error: TowlineError) -> None:
         """Wait; meanwhile, and until an attempt has come far enough to do so, look at the source for the metrics."""
@@ -263,6 +275,16 @@ class Supervisor:
             event(log, logging.ERROR, "tables_not_added", code=error.code, detail=error.detail, remedy=error.advice)
 
 
-def run(path: Path, *, until_caught_up: bool = False, announce: Callable[[str], None] = lambda point: None) -> int:
-    """Run the pipeline file until stopped or caught up. Returns the exit code; raises what needs a person."""
-    return Supervisor(path, load(path), announce).run(until_caught_up=until_caught_up)
+def run(
+    path: Path,
+    *,
+    until_caught_up: bool = False,
+    announce: Callable[[str], None] = lambda point: None,
+    first: FirstLook | None = None,
+) -> int:
+    """Run the pipeline file until stopped or caught up. Returns the exit code; raises what needs a person.
+
+    ``first``: with the configuration that was read from the file.
+    """
+    config = load(path) if first is None else first.config
+    return Supervisor(path, config, announce, first).run(until_caught_up=until_caught_up)

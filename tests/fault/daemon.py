@@ -22,6 +22,7 @@ from tests.fault.strings import pulled
 from towline import catch_up
 from towline.config import load
 from towline.errors import TowlineError
+from towline.first_look import FirstLook
 from towline.logs import configure
 from towline.pipeline import POINTS
 from towline.source.postgres import backlog
@@ -72,7 +73,7 @@ def daemon(path: Path, announce: Callable[[str], None]) -> int:
     config = load(path)
     configure(config.log.format, config.log.level)
     try:
-        return run(path, announce=announce)
+        return run(path, announce=announce, first=FirstLook(config))
     except TowlineError as error:
         print(f"{error}\nwhat to do: {error.advice}", file=sys.stderr)
         return int(error.action)

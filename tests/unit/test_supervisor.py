@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from towline import supervisor
+from towline import first_look, supervisor
 from towline.backoff import Backoff
-from towline.config import load
-from towline.errors import TargetUnavailable
+from towline.config import PipelineConfig, load
+from towline.errors import SourceUnavailable, TargetUnavailable
+from towline.first_look import FirstLook
+from towline.intake import Intake
 from towline.replication import Handle
 
 FILE = """
@@ -21,13 +23,15 @@ routes: [{from: public.*, into: copy.*}]
 """
 
 
-def test_what_attempts_have_in_common(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The breaker, the state of streaming and the clock are the daemon's, not the attempt's."""
-    given: list[dict[str, Any]] = []
+Given = list[dict[str, Any]]
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> Given:
+    """What each attempt is given; the first two of them fail."""
+    given: Given = []
 
     class Attempt:
-        """Fails the first two times."""
-
         def __init__(self, config: object, **options: Any) -> None:
             given.append(options)
             self.handle, self.again = Handle(), False
@@ -39,8 +43,51 @@ def test_what_attempts_have_in_common(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(supervisor, "Replication", Attempt)
     monkeypatch.setattr(supervisor.Supervisor, "_watch", lambda self, wanted: None)
     monkeypatch.setattr(Backoff, "after", lambda self, failures: 0.0)
+    return given
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A pipeline file."""
     path = tmp_path / "p.yaml"
     path.write_text(FILE, "utf-8")
+    return path
+
+
+@pytest.fixture
+def first(path: Path, monkeypatch: pytest.MonkeyPatch) -> FirstLook:
+    """A look that finds nothing to connect to."""
+    monkeypatch.setattr(first_look, "take_in", _unreachable)
+    return FirstLook(load(path))
+
+
+def _unreachable(config: PipelineConfig) -> Intake:
+    raise SourceUnavailable(f"{config.pipeline} has nowhere to look")
+
+
+def test_what_attempts_have_in_common(path: Path, given: Given) -> None:
+    """The breaker, the state of streaming and the clock are the daemon's, not the attempt's."""
     assert supervisor.Supervisor(path, load(path), lambda point: None)._attempts(True) == 0
     for name in ("breaker", "streaming", "clock"):
         assert len({id(options[name]) for options in given}) == 1 and len(given) == 3
+
+
+def test_the_first_attempt_takes_the_first_look(path: Path, given: Given, first: FirstLook) -> None:
+    """The others look again: what it has found may be long ago."""
+    daemon = supervisor.Supervisor(path, first.config, lambda point: None, first)
+    assert daemon._attempts(True) == 0
+    assert [options["first"] for options in given] == [first, None, None]
+
+
+def test_a_look_at_what_another_file_named(path: Path, given: Given, first: FirstLook) -> None:
+    """It is of no use any more."""
+    daemon = supervisor.Supervisor(path, load(path), lambda point: None, first)
+    assert daemon._attempts(True) == 0
+    assert [options["first"] for options in given] == [None, None, None]
+
+
+def test_what_the_first_look_raises(first: FirstLook) -> None:
+    """It is raised where the result is asked for, as often as it is."""
+    for _ in range(2):
+        with pytest.raises(SourceUnavailable, match="nowhere to look"):
+            first.result()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from towline import config, logs, supervisor
+from towline import config, logs
 from towline.cli.arguments import pipeline_file
+from towline.first_look import FirstLook
 
 log = logging.getLogger(__name__)
 
@@ -26,4 +27,7 @@ def run(ctx: click.Context, pipeline_file: Path, until_caught_up: bool) -> None:
     logs.configure(loaded.log.format, loaded.log.level, pipeline=loaded.pipeline)
     for text in loaded.warnings():
         logs.event(log, "warning", "configuration_doubtful", text=text)
-    ctx.exit(supervisor.run(pipeline_file, until_caught_up=until_caught_up))
+    first = FirstLook(loaded)
+    from towline import supervisor  # with all that replicates, which is loaded while both ends are looked at
+
+    ctx.exit(supervisor.run(pipeline_file, first=first, until_caught_up=until_caught_up))

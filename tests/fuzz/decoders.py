@@ -28,7 +28,8 @@ from towline.source.postgres import stream
 from towline.source.postgres.copy_rows import ROW_HEADER, CopyRows
 from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.notices import Notices
-from towline.source.postgres.pgoutput import Decoder, parse
+from towline.source.postgres.pgoutput import Decoder
+from towline.source.postgres.pgoutput_messages import parse
 from towline.source.postgres.routed import Routed
 from towline.source.postgres.spool import Spool
 from towline.source.postgres.streamed import StreamingDecoder

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.unit.source.rows import Change, changes, relation
 from towline.change import INSERT, UPDATE, Piece
 from towline.frame import frame_row
-from towline.source.postgres.gather import FramedRow, Gatherer, RowBatch
+from towline.source.postgres.batches import FramedRow, RowBatch
+from towline.source.postgres.gather import Gatherer
 
 RELATIONS = [relation(name, ["id:int4"], ["id"]) for name in ("a", "b", "c")]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

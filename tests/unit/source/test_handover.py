@@ -9,7 +9,8 @@ import pytest
 
 from tests.unit.source.rows import relation
 from towline.change import INSERT
-from towline.source.postgres.gather import FramedRow, Gatherer, RowBatch
+from towline.source.postgres.batches import FramedRow, RowBatch
+from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.handover import QUEUED, Handover
 
 T, U = relation("t", ["id:int4"], ["id"]), relation("u", ["id:int4"], ["id"])

@@ -15,7 +15,8 @@ from towline.change import DELETE, INSERT, UPDATE, Format, Piece, Relation
 from towline.errors import SourceTableChanged, SourceTruncated, StreamMalformed
 from towline.source.postgres import pgoutput
 from towline.source.postgres.gather import Gatherer
-from towline.source.postgres.pgoutput import Decoder, parse
+from towline.source.postgres.pgoutput import Decoder
+from towline.source.postgres.pgoutput_messages import Begin, Commit, parse
 from towline.source.postgres.routed import Routed
 from towline.source.postgres.tuple_batch import TupleBatch
 from towline_transforms.schema import TableName
@@ -111,7 +112,7 @@ def test_binary() -> None:
 def test_transactions() -> None:
     """Each transaction with a wanted change is listed once, with the position where its commit starts."""
     messages = read("pgoutput-text")
-    begins = [parsed for message in messages if isinstance(parsed := parse_control(message), pgoutput.Begin)]
+    begins = [parsed for message in messages if isinstance(parsed := parse_control(message), Begin)]
     pieces = decode(messages, routed(Format.TEXT))
     listed = {
         (transaction.xid, transaction.lsn, transaction.commit_time) for p in pieces for transaction in p.transactions
@@ -132,7 +133,7 @@ def test_resume_skips_what_was_applied() -> None:
     commits = [number for number, message in enumerate(messages) if message[:1] == b"C"]
     for number in commits:
         commit = parse(messages[number])
-        assert isinstance(commit, pgoutput.Commit)
+        assert isinstance(commit, Commit)
         seen = len(changes(decode(messages[: number + 1], relations)))
         assert changes(decode(messages, relations, start=commit.end)) == EXPECTED[seen:]
 

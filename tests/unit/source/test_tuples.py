@@ -15,7 +15,7 @@ from towline.change import DELETE, INSERT, UPDATE, Format, RowSet
 from towline.errors import StreamMalformed
 from towline.source.postgres import few_tuples, tuples
 from towline.source.postgres.block import Block
-from towline.source.postgres.tuples import Layout
+from towline.source.postgres.layout import Layout
 
 #: A value that was not sent.
 UNSENT = object()

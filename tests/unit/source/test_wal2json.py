@@ -18,7 +18,8 @@ from tests.unit.source.test_pgoutput import decode as decode_pgoutput
 from towline.change import DELETE, INSERT, UPDATE, Format, Piece, Relation
 from towline.errors import SourceTableChanged, SourceTruncated, StreamMalformed
 from towline.source.postgres import wal2json
-from towline.source.postgres.gather import Gatherer, RowBatch
+from towline.source.postgres.batches import RowBatch
+from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.routed import Routed
 from towline.source.postgres.wal2json import Decoder
 

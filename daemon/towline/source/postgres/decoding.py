@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from towline.change import Format
 from towline.source.postgres import pgoutput, wal2json
-from towline.source.postgres.gather import Gatherer, RowBatch
+from towline.source.postgres.batches import RowBatch
+from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.routed import Routed
 from towline.source.postgres.spool import Spool
 from towline.source.postgres.streamed import StreamingDecoder

@@ -12,7 +12,8 @@ import numpy as np
 
 from towline.change import DELETE, INSERT, UPDATE, RowSet
 from towline.frame import Frame, frame_row
-from towline.source.postgres.tuples import HEAD, Layout, bad_kind, malformed, widened
+from towline.source.postgres.layout import Layout, bad_kind, malformed, widened
+from towline.source.postgres.tuples import HEAD
 
 _NULL, _UNCHANGED = ord("n"), ord("u")
 _INSERT, _UPDATE, _DELETE = ord("I"), ord("U"), ord("D")

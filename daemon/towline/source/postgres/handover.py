@@ -22,7 +22,8 @@ from collections import deque
 
 from towline.change import Piece
 from towline.errors import StreamMalformed, TowlineError
-from towline.source.postgres.gather import Gatherer, RowBatch
+from towline.source.postgres.batches import RowBatch
+from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.tuple_batch import TupleBatch
 
 #: Pieces that may wait for the consumer, however large they are.

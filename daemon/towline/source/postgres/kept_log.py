@@ -16,8 +16,9 @@ from towline.change import Piece, Relation
 from towline.errors import NotSetUp, StreamMalformed
 from towline.source import Identity
 from towline.source.postgres import decoding, identity, slot_checks
+from towline.source.postgres.batches import RowBatch
 from towline.source.postgres.copy_rows import CopyRows
-from towline.source.postgres.gather import Gatherer, RowBatch
+from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.handover import BURST
 from towline.source.postgres.routed import Resolve, Routed
 from towline.source.postgres.slot_copy import Refused, SlotCopy

@@ -12,30 +12,24 @@ exactly those columns.
 Of a change only its kind and its table are looked at here: what costs time for every row is done in `tuples`, for all
 rows at once. A table that no longer has what its routes need is an error only when a change of it comes.
 
-Source: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html. Integers are big endian,
-strings end with a zero byte, times are microseconds since 2000-01-01 UTC.
+Source: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import NamedTuple
+from collections.abc import Iterator
+from datetime import datetime
 
-from towline.change import Format, Relation
+from towline.change import Format
 from towline.errors import SourceTableChanged, StreamMalformed
 from towline.source.postgres.block import Block
 from towline.source.postgres.gather import Gatherer
-from towline.source.postgres.routed import NEWEST, Routed, check_added, lacking, whole_tables
-from towline.source.postgres.together import EPOCH, UNSURE, Together
+from towline.source.postgres.layout import Layout, layout_of
+from towline.source.postgres.pgoutput_messages import Begin, Commit, RelationSent, Skipped, Truncate, parse
+from towline.source.postgres.routed import NEWEST, Routed, lacking, whole_tables
+from towline.source.postgres.together import UNSURE, Together
 from towline.source.postgres.tuple_batch import TupleBatch
-from towline.source.postgres.tuples import Layout
-from towline_transforms.schema import TableName
 
-_BEGIN = struct.Struct(">cQqI")
-_COMMIT = struct.Struct(">cBQQq")
 CHANGES = frozenset((b"I", b"U", b"D"))
 
 
@@ -48,232 +42,6 @@ def options(publication: str, format_: Format, *, streaming: bool = False) -> di
         asked["binary"] = "true"
     return asked
 
-
-# ---- Messages -------------------------------------------------------------------------------------------------
-
-
-class Begin(NamedTuple):
-    """``lsn``: where the commit record starts. (A tuple: transactions may be as many as rows.)"""
-
-    lsn: int
-    commit_time: datetime
-    xid: int
-
-
-class Commit(NamedTuple):
-    """``end``: the position just after the commit record."""
-
-    lsn: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class SentColumn:
-    """A column as it is sent. ``key``: it is part of the replica identity."""
-
-    name: str
-    type_oid: int
-    typmod: int
-    key: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RelationSent:
-    """A table as the plugin describes it. ``identity``: pg_class.relreplident."""
-
-    oid: bytes
-    name: TableName
-    identity: str
-    columns: tuple[SentColumn, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Truncate:
-    """Tables emptied by one statement."""
-
-    oids: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A message that nothing depends on: ORIGIN, TYPE, MESSAGE."""
-
-    kind: str
-
-
-class _Reader:
-    """Takes a message apart; everything that does not fit raises StreamMalformed."""
-
-    def __init__(self, message: bytes, at: int) -> None:
-        self._message = message
-        self._at = at
-        self.kind = chr(message[at - 1])
-
-    def integer(self, size: int, *, signed: bool = False) -> int:
-        value = self.raw(size)
-        return int.from_bytes(value, "big", signed=signed)
-
-    def raw(self, size: int) -> bytes:
-        value = self._message[self._at : self._at + size]
-        if len(value) < size:
-            raise self.malformed("it ends early")
-        self._at += size
-        return value
-
-    def string(self) -> str:
-        end = self._message.find(b"\0", self._at)
-        if end < 0:
-            raise self.malformed("a string has no end")
-        value = self._message[self._at : end]
-        self._at = end + 1
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            raise self.malformed("a name is not UTF-8") from None
-
-    def done(self) -> None:
-        if self._at != len(self._message):
-            raise self.malformed("bytes follow it")
-
-    def malformed(self, what: str) -> StreamMalformed:
-        return StreamMalformed(f"pgoutput, message {self.kind!r}: {what}")
-
-
-def parse(message: bytes, at: int = 0) -> Begin | Commit | RelationSent | Truncate | Skipped:
-    """Read any message but a change, from offset ``at`` on. Raises StreamMalformed."""
-    if len(message) <= at:
-        raise StreamMalformed("pgoutput: an empty message")
-    if message[at] == ord("B"):
-        return _begin(message, at)
-    if message[at] == ord("C"):
-        return _commit(message, at)
-    reader = _Reader(message, at + 1)
-    read = _PARSERS.get(message[at])
-    if read is None:
-        raise reader.malformed("its kind is unknown in protocol version 1")
-    parsed = read(reader)
-    reader.done()
-    return parsed
-
-
-def _begin(message: bytes, at: int) -> Begin:
-    try:
-        _, lsn, microseconds, xid = _BEGIN.unpack(message[at:])
-        return Begin(lsn, EPOCH + timedelta(microseconds=microseconds), xid)
-    except (struct.error, OverflowError):
-        raise StreamMalformed(
-            "pgoutput, message 'B': it is of a wrong length, or its time beyond the calendar"
-        ) from None
-
-
-def _commit(message: bytes, at: int) -> Commit:
-    try:
-        _, flags, lsn, end, _ = _COMMIT.unpack(message[at:])
-    except struct.error:
-        raise StreamMalformed("pgoutput, message 'C': it is of a wrong length") from None
-    if flags:
-        raise StreamMalformed("pgoutput, message 'C': it has unknown flags")
-    return Commit(lsn, end)
-
-
-def _relation(reader: _Reader) -> RelationSent:
-    oid = reader.raw(4)
-    schema = reader.string() or "pg_catalog"
-    name = TableName(schema, reader.string())
-    identity = chr(reader.integer(1))
-    if identity not in "dnfi":
-        raise reader.malformed("its replica identity is unknown")
-    columns = []
-    for _ in range(reader.integer(2)):
-        flags = reader.integer(1)
-        if flags > 1:
-            raise reader.malformed("a column has unknown flags")
-        columns.append(SentColumn(reader.string(), reader.integer(4), reader.integer(4, signed=True), flags == 1))
-    if len({column.name for column in columns}) != len(columns):
-        raise reader.malformed("two columns have the same name")
-    return RelationSent(oid, name, identity, tuple(columns))
-
-
-def _truncate(reader: _Reader) -> Truncate:
-    count = reader.integer(4)
-    if reader.integer(1) > 3:
-        raise reader.malformed("it has unknown options")
-    return Truncate(tuple(reader.raw(4) for _ in range(count)))
-
-
-def _type(reader: _Reader) -> Skipped:
-    reader.integer(4)
-    reader.string()
-    reader.string()
-    return Skipped("type")
-
-
-def _origin(reader: _Reader) -> Skipped:
-    reader.integer(8)
-    reader.string()
-    return Skipped("origin")
-
-
-def _message(reader: _Reader) -> Skipped:
-    if reader.integer(1) > 1:
-        raise reader.malformed("it has unknown flags")
-    reader.integer(8)
-    reader.string()
-    reader.raw(reader.integer(4))
-    return Skipped("message")
-
-
-_PARSERS: dict[int, Callable[[_Reader], RelationSent | Truncate | Skipped]] = {
-    ord("R"): _relation,
-    ord("T"): _truncate,
-    ord("Y"): _type,
-    ord("O"): _origin,
-    ord("M"): _message,
-}
-
-
-# ---- Layouts --------------------------------------------------------------------------------------------------
-
-
-def layout(sent: RelationSent, relation: Relation, lsn: int = NEWEST) -> Layout:
-    """How tuples of a table become rows of the relation, in a transaction whose commit record starts at ``lsn``.
-
-    A column may be absent, or of another type, where the log is from before the relation was described: then it is
-    not taken from there, as if it had not been sent. Columns come in the order of their numbers, so that another
-    order means that names are of other columns. Raises SourceTableChanged, naming table and column.
-    """
-    by_name = {column.name: number for number, column in enumerate(sent.columns)}
-    places = [-1] * len(sent.columns)
-    untrusted = relation.untrusted(lsn)
-    newer = lsn >= relation.described
-    for place, column in enumerate(relation.columns):
-        number = by_name.get(column.name)
-        if number is None:
-            # Without a position it cannot be told from one that was not there yet; the decoder knows what was.
-            if place in relation.key or (relation.described and newer and column.name not in untrusted):
-                raise lacking(sent.name, column.name)
-            continue
-        if sent.columns[number].type_oid != column.type.oid:
-            if newer or place in relation.key:
-                raise SourceTableChanged(
-                    f"column {column.name} of {sent.name} is of the type with OID {sent.columns[number].type_oid} in "
-                    f"the log at this point, and not {column.type.sql} (OID {column.type.oid})"
-                )
-            continue
-        if place in relation.key and not sent.columns[number].key:
-            raise SourceTableChanged(
-                f"column {column.name} of {sent.name} is not part of the replica identity in the log at this point"
-            )
-        if place in relation.key or column.name not in untrusted:
-            places[number] = place
-    check_added(sent.name, relation, by_name, lsn)
-    taken = [place for place in places if place >= 0]
-    if relation.described and newer and sent.name == relation.name and taken != sorted(taken):
-        raise SourceTableChanged(f"names of columns of {sent.name} are of other columns in the log at this point")
-    return Layout(relation, tuple(places), sent.name)
-
-
-# ---- Decoder --------------------------------------------------------------------------------------------------
 
 #: What is known of tables by OID: the layout; None when the table is not wanted; why its changes cannot be taken.
 Layouts = dict[bytes, Layout | SourceTableChanged | None]
@@ -409,7 +177,7 @@ class Decoder:
                 self._layouts[sent.oid] = None
                 self._gatherer.forget()
                 return
-            new = layout(sent, relation, lsn)
+            new = layout_of(sent, relation, lsn)
             seen = self._seen.get(sent.oid, frozenset()) if not relation.described else frozenset()
             for place in new.absent:
                 if place in seen:

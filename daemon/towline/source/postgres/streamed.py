@@ -42,11 +42,12 @@ from towline.errors import StreamMalformed
 from towline.frame import numbers
 from towline.source.postgres.block import Block
 from towline.source.postgres.gather import Gatherer
-from towline.source.postgres.pgoutput import Decoder, Layouts, RelationSent, parse
+from towline.source.postgres.layout import Layout
+from towline.source.postgres.pgoutput import Decoder, Layouts
+from towline.source.postgres.pgoutput_messages import EPOCH, RelationSent, parse
 from towline.source.postgres.routed import Routed
-from towline.source.postgres.together import EPOCH, FEW
+from towline.source.postgres.together import FEW
 from towline.source.postgres.tuple_batch import Run, TupleBatch, runs_by_table
-from towline.source.postgres.tuples import Layout
 from towline.source.postgres.under_way import HEAD, Keep, UnderWay
 
 _START = struct.Struct(">cIB")

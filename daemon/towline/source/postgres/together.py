@@ -19,8 +19,9 @@ from towline.change import Transaction
 from towline.frame import numbers
 from towline.source.postgres.block import Block
 from towline.source.postgres.gather import Boundary, Gatherer, Many
+from towline.source.postgres.layout import Layout
+from towline.source.postgres.pgoutput_messages import EPOCH
 from towline.source.postgres.tuple_batch import Run, TupleBatch, runs_by_table
-from towline.source.postgres.tuples import Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 else:
     Ints = Any
 
-EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 #: Fewer messages than this are taken one by one.
 FEW = 48
 #: What a table is when the decoder has to look at its changes itself.

@@ -11,9 +11,9 @@ import numpy as np
 
 from towline.change import Relation, RowSet
 from towline.source.postgres import few_tuples, tuples
+from towline.source.postgres.batches import join
 from towline.source.postgres.block import Block
-from towline.source.postgres.gather import join
-from towline.source.postgres.tuples import Layout
+from towline.source.postgres.layout import Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,17 +24,16 @@ need a value from somewhere else (an old tuple) are made one by one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from towline.change import DELETE, INSERT, UPDATE, Format, Relation, RowSet
-from towline.errors import StreamMalformed
+from towline.change import DELETE, INSERT, UPDATE, RowSet
 from towline.frame import Frame, frame_row, numbers
 from towline.source.postgres.block import PAD
-from towline_transforms.schema import TableName
+from towline.source.postgres.layout import Layout, bad_kind, malformed, widened
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,42 +53,6 @@ HEAD = 6
 _NULL_VALUE = b"\xff\xff\xff\xff"
 #: Dropped bytes are numbered where they are less than one in so many.
 _NUMBERED = 16
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Layout:
-    """How the tuples of a relation are laid out, as its last Relation message said.
-
-    ``places``: for each column sent, its place among the relation's columns, or -1 when it is not wanted.
-    ``sent``: the table's name in the log, which may be a partition's. Columns of the relation that were not sent are
-    ``absent``, by their places: the log is from before they were there.
-    """
-
-    relation: Relation
-    places: tuple[int, ...]
-    sent: TableName
-    wanted: tuple[int, ...] = field(init=False)  # columns sent that are wanted, in the order sent
-    absent: tuple[int, ...] = field(init=False)
-    ordered: tuple[int, ...] = field(init=False)  # the same, in the relation's order
-    key: tuple[int, ...] = field(init=False)  # columns sent that make up the key, in the order sent
-    reorder: tuple[int, ...] = field(init=False)  # from the order sent to the relation's, for Frame.project
-    value: int = field(init=False)  # the kind byte of a value
-
-    def __post_init__(self) -> None:
-        wanted = tuple(sent for sent, place in enumerate(self.places) if place >= 0)
-        ordered = tuple(sorted(wanted, key=self.places.__getitem__))
-        present = {self.places[sent] for sent in wanted}
-        set_ = object.__setattr__
-        set_(self, "wanted", wanted)
-        set_(self, "key", tuple(sent for sent in wanted if self.places[sent] in self.relation.key))
-        set_(self, "ordered", ordered)
-        set_(self, "absent", tuple(place for place in range(len(self.relation.columns)) if place not in present))
-        set_(self, "reorder", tuple(map(wanted.index, ordered)))
-        set_(self, "value", ord("b") if self.relation.format is Format.BINARY else ord("t"))
-
-    def same(self, other: Layout) -> bool:
-        """Whether tuples of both can be framed together."""
-        return self.relation is other.relation and self.places == other.places and self.sent == other.sent
 
 
 @dataclass(slots=True)
@@ -204,26 +167,6 @@ def _with_old(
     return RowSet(layout.relation, rows, ops, order, missing, {}, back)
 
 
-def widened(layout: Layout, rows: RowSet) -> RowSet:
-    """The row set with absent columns put in, as NULLs whose value must be read from the source."""
-    if not layout.absent:
-        return rows
-    frame = rows.rows
-    for _ in layout.absent:
-        frame = frame.append_column([None] * len(frame))
-    present = [place for place in range(len(layout.relation.columns)) if place not in layout.absent]
-    at = {place: column for column, place in enumerate((*present, *layout.absent))}
-    frame = frame.project([at[place] for place in range(len(at))])
-    mask = sum(1 << place for place in layout.absent)
-    unknown = {row: mask for row in np.flatnonzero(rows.ops != DELETE).tolist()}
-    return replace(rows, rows=frame, unknown=unknown)
-
-
-def malformed(layout: Layout, what: str) -> StreamMalformed:
-    """The error for changes that are not of that layout."""
-    return StreamMalformed(f"pgoutput, changes of {layout.relation.name}: {what}")
-
-
 def _check_markers(layout: Layout, kinds: Bytes, markers: Bytes) -> None:
     new, old = markers == _NEW, (markers == _KEY) | (markers == _OLD)
     fine = ((kinds == _INSERT) & new) | ((kinds == _UPDATE) & (new | old)) | ((kinds == _DELETE) & old)
@@ -284,16 +227,6 @@ def _check_kinds(layout: Layout, column: int, kinds: Bytes, *, new: bool) -> Non
     if fine.all():
         return
     raise bad_kind(layout, column, int(kinds[~fine][0]))
-
-
-def bad_kind(layout: Layout, column: int, kind: int) -> StreamMalformed:
-    """The error for a column (by its number among those sent) whose kind byte is not one that can be."""
-    place = layout.places[column]
-    name = layout.relation.columns[place].name if place >= 0 else f"number {column + 1}"
-    if kind in b"tb":
-        sent, due = ("text", "binary") if kind == ord("t") else ("binary", "text")
-        return malformed(layout, f"column {name} came as {sent} in a stream of {due} values")
-    return malformed(layout, f"column {name} is of unknown kind {kind}")
 
 
 def _compact(layout: Layout, buffer: Bytes, cells: _Cells, keys_only: Mask | None) -> Frame:

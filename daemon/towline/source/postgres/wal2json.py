@@ -36,8 +36,9 @@ from towline.change import DELETE, INSERT, UPDATE, Relation
 from towline.errors import SourceTableChanged, StreamMalformed
 from towline.frame import frame_row
 from towline.position import parse_lsn
+from towline.source.postgres.batches import FramedRow, RowBatch
 from towline.source.postgres.block import Block
-from towline.source.postgres.gather import FramedRow, Gatherer, RowBatch
+from towline.source.postgres.gather import Gatherer
 from towline.source.postgres.routed import NEWEST, Routed, check_added, lacking, whole_tables
 from towline_transforms.schema import TableName
 

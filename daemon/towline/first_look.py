@@ -10,8 +10,9 @@ import sys
 import threading
 from concurrent.futures import Future
 
+from towline.adoption import Intake
 from towline.config import PipelineConfig
-from towline.intake import Intake, take_in
+from towline.intake import take_in
 
 #: How long one thread may keep the interpreter from another one that has its answer (seconds).
 SWITCH = 0.001

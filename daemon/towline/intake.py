@@ -9,13 +9,14 @@ that leaves no trace there): everything before it is applied, nothing after it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 
 from towline import masks
 from towline import remembered as memory
+from towline.adoption import Adoption, Intake
 from towline.change import Relation
 from towline.config import PipelineConfig
 from towline.errors import EvolutionRefused, SourceTableChanged
@@ -34,10 +35,8 @@ from towline.schema_change import (
     needed,
     read_again,
 )
-from towline.source import Identity
 from towline.source.postgres import identity, look, publication, published
 from towline.source.postgres.relations import relations_of
-from towline.target import RouteState
 from towline.target.postgres import control, source_tables
 from towline.target.postgres import setup as target_setup
 from towline.target.postgres.probe import probe
@@ -47,49 +46,6 @@ from towline_transforms.check import check_routes, expand, tables_needed
 from towline_transforms.problems import Problem, RouteError
 from towline_transforms.route import OnSchemaChange, Route
 from towline_transforms.schema import Table, TableName
-
-
-@dataclass(frozen=True, slots=True)
-class Adoption:
-    """What is to be made durable at the target, in one transaction, before the stream begins.
-
-    ``ddl``: columns (and their types) to add; ``rows``: statements that remember tables, and what is to be swept;
-    ``again``: routes whose rows are all to be read again.
-    """
-
-    ddl: tuple[str, ...] = ()
-    rows: tuple[str, ...] = ()
-    again: frozenset[str] = frozenset()
-
-    def states(self, states: Mapping[str, RouteState]) -> list[RouteState]:
-        """The states that routes go back to: their rows are copied from the first key on, beside the stream."""
-        return [
-            RouteState(name, "copying", None, 0, states[name].estimate)
-            for name in sorted(self.again)
-            if name in states and states[name].state != "pending"
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class Intake:
-    """``halt``: the error to end with at ``halt_at``, or where the log shows the change. ``oids``, ``footprint`` and
-    ``revision``: what a later look at both ends is compared with; ``server``: whose catalog was looked at. ``at_once``:
-    nothing more may be applied before the halt, since the log of the plugin does not tell a table from a former one of
-    its name. ``interrupted``: routes of which changes were not published for a while (see `towline.remembered`).
-    """
-
-    prepared: Prepared
-    adoption: Adoption
-    changes: tuple[Change, ...]
-    halt: SourceTableChanged | None
-    halt_at: int
-    at_once: bool
-    oids: tuple[int, ...]
-    footprint: str
-    revision: int
-    server: Identity
-    publication: published.Standing | None
-    interrupted: tuple[str, ...]
 
 
 def take_in(config: PipelineConfig) -> Intake:

@@ -33,7 +33,7 @@ SILENCE, UNASKED = 60.0, 300.0
 class LogReader:
     """Opens what is to be read from, and tells of its changes. For one attempt.
 
-    ``name``: the application name of the sessions that read, see `towline.replication.stream_name`.
+    ``name``: the application name of the sessions that read, see `towline.handle.stream_name`.
     """
 
     def __init__(

@@ -15,9 +15,9 @@ from typing import Any
 
 import psycopg
 
+from towline.adoption import Intake
 from towline.config import PipelineConfig
 from towline.errors import TargetUnavailable, TowlineError
-from towline.intake import Intake
 from towline.logs import event
 from towline.postgres.line import within
 from towline.postgres.session import connect, translating

@@ -8,12 +8,11 @@ lag, the breaker of the quarantine) are decisions, which are made anew where it 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from towline import spooling
+from towline.adoption import Intake
 from towline.breaker import Breaker, Limits
 from towline.catch_up import CatchUp
 from towline.change import Chunk, Relation
@@ -22,7 +21,8 @@ from towline.config import PipelineConfig
 from towline.errors import ColumnAdded, LedgerImbalance, NotSetUp, SourceTableChanged, TowlineError
 from towline.first_look import FirstLook
 from towline.frame import Frame
-from towline.intake import Intake, take_in
+from towline.handle import Handle, stream_name
+from towline.intake import take_in
 from towline.lag import LagClock
 from towline.log_reader import LogReader
 from towline.logs import event
@@ -51,42 +51,6 @@ from towline.target.postgres.writer import PostgresTarget
 from towline.target.postgres.writing_session import Session
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Handle:
-    """What the supervisor may touch of an attempt under way, from other threads."""
-
-    pipeline: Pipeline | None = None
-    target: PostgresTarget | None = None
-    lookout: Lookout | None = None
-
-    def alive(self, within: float) -> bool:
-        """Whether the loop turned within so many seconds, or the target was at work for it. True before it turns."""
-        since = time.monotonic() - within
-        pipeline, lookout = self.pipeline, self.lookout
-        return pipeline is None or pipeline.beat > since or (lookout is not None and lookout.worked > since)
-
-    @property
-    def session(self) -> Session | None:
-        """The attempt's session at the target, for the next attempt to end."""
-        return self.target.session if self.target is not None else None
-
-    def abort(self) -> None:
-        """End a call to the target that does not return: the transaction in hand is abandoned."""
-        if self.target is not None:
-            self.target.close()
-
-
-def stream_name(checkpoint: Checkpoint) -> str:
-    """The application name of the stream that belongs to a checkpoint, the same for every daemon of the pipeline.
-
-    Whoever holds the pipeline's lock may end a walsender of that name: its daemon has lost the lock, and its line may
-    be dead without the server's knowing. A pipeline of the same name with another target has another.
-    """
-    made = checkpoint.created_at
-    token = int(made.timestamp() * 1_000_000) & 0xFFFFFFFF if made is not None else 0
-    return f"towline {checkpoint.slot[:40]} {token:08x}"
 
 
 class Replication:

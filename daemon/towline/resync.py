@@ -26,10 +26,10 @@ from towline.errors import (
     SourceUnavailable,
     TowlineError,
 )
+from towline.handle import stream_name
 from towline.plan import Prepared
 from towline.position import format_lsn
 from towline.postgres.session import translating
-from towline.replication import stream_name
 from towline.source import SlotState, Step
 from towline.source.postgres import setup as source_setup
 from towline.source.postgres import slot_checks

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from towline.adoption import Intake
 from towline.config import PipelineConfig
 from towline.errors import (
     ColumnAdded,
@@ -15,7 +16,6 @@ from towline.errors import (
     TargetRefused,
     TargetTableChanged,
 )
-from towline.intake import Intake
 from towline.logs import event
 from towline.metrics import Metrics
 from towline.position import format_lsn

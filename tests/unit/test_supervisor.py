@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from towline import first_look, supervisor
+from towline.adoption import Intake
 from towline.backoff import Backoff
 from towline.config import PipelineConfig, load
 from towline.errors import SourceUnavailable, TargetUnavailable
 from towline.first_look import FirstLook
-from towline.intake import Intake
-from towline.replication import Handle
+from towline.handle import Handle
 
 FILE = """
 pipeline: p

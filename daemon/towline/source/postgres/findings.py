@@ -5,34 +5,24 @@ Each finding has the code of the error that would come otherwise, and a statemen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import psycopg
 from psycopg import sql
 
 from towline.change import Relation
-from towline.errors import (
-    PluginRefused,
-    SlotLost,
-    SourceRefused,
-    SourceSettings,
-    SourceTableChanged,
-    TowlineError,
-)
+from towline.errors import PluginRefused, SlotLost, SourceRefused, SourceSettings
 from towline.postgres import statements
 from towline.postgres.session import translating
 from towline.source import Finding, SlotState
-from towline.source.postgres import publication as publications
 from towline.source.postgres import slot_checks
-from towline.source.postgres.key_order import base_type
-from towline_transforms.schema import TableName
+from towline.source.postgres.finding_parts import Server, fatal, text, warning
+from towline.source.postgres.table_findings import of_partitions, of_privileges, of_publication, of_tables
 
 _SQL = statements.load("towline.source.postgres", "setup.sql")
 _SLOT = statements.load("towline.source.postgres", "tables.sql")["slot"]
 
 _DECODING_ON_STANDBYS_SINCE = 160000
-_GENERATED_SENT_SINCE = 180000
 #: Slots of which standbys keep a copy.
 FAILOVER_SINCE = 170000
 
@@ -41,26 +31,6 @@ _ALLOWED_BY_DEFAULT = "pgoutput, test_decoding"
 
 #: Milliseconds that a probe of the plugin waits for running transactions: it has loaded the plugin before that.
 _PROBE_TIMEOUT = "1000"
-
-_NAMES_SHOWN = 5
-
-
-@dataclass(frozen=True, slots=True)
-class _Server:
-    role: str
-    in_recovery: bool
-    wal_level: str
-    max_slots: int
-    slots: int
-    max_senders: int
-    senders: int
-    may_replicate: bool
-    max_slot_wal_keep_size: str
-    idle_slot_timeout: str
-    encoding: str
-    hot_standby_feedback: bool
-    synchronized_standby_slots: str
-    may_create: bool
 
 
 def check(
@@ -80,19 +50,19 @@ def check(
     with translating("source"):
         row = connection.execute(_SQL["server"]).fetchone()
         assert row is not None
-        server = _Server(*row)
+        server = Server(*row)
         state = slot_state(connection, slot)
         found = [
             *_server_findings(connection, server, new_slot=not state.exists),
             *(_slot_findings(connection, slot, plugin, state) if state.exists else ()),
             *(_failover_findings(connection, server, slot, state) if failover else ()),
             *_plugin_findings(connection, server, plugin),
-            *_privilege_findings(connection, server, relations),
-            *_table_findings(connection, relations, plugin),
-            *_partition_findings(connection, relations),
+            *of_privileges(connection, server, relations),
+            *of_tables(connection, relations, plugin),
+            *of_partitions(connection, relations),
         ]
         if plugin == "pgoutput" and publication is not None:
-            found += _publication_findings(connection, server, relations, publication)
+            found += of_publication(connection, server, relations, publication)
     return sorted(found, key=lambda finding: not finding.fatal)
 
 
@@ -102,85 +72,62 @@ def slot_state(connection: psycopg.Connection, slot: str) -> SlotState:
     return SlotState(False) if row is None else SlotState(True, *row)
 
 
-def _fatal(error: type[TowlineError], detail: str, remedy: str) -> Finding:
-    return Finding(error.code, True, detail, remedy)
-
-
-def _warning(error: type[TowlineError], detail: str, remedy: str) -> Finding:
-    return Finding(error.code, False, detail, remedy)
-
-
-def _listed(names: Iterable[object]) -> str:
-    """A few of the names, and how many more there are."""
-    every = [str(name) for name in names]
-    shown = ", ".join(every[:_NAMES_SHOWN])
-    return shown + (f" and {len(every) - _NAMES_SHOWN} more" if len(every) > _NAMES_SHOWN else "")
-
-
-def _sql(connection: psycopg.Connection, template: str, *names: sql.Composable) -> str:
-    return sql.SQL(template).format(*names).as_string(connection)
-
-
-def _identifiers(tables: Iterable[TableName]) -> sql.Composable:
-    return sql.SQL(", ").join(sql.Identifier(table.schema, table.name) for table in tables)
-
-
 # ---- The server -----------------------------------------------------------------------------------------------
 
 
-def _server_findings(connection: psycopg.Connection, server: _Server, new_slot: bool) -> Iterator[Finding]:
+def _server_findings(connection: psycopg.Connection, server: Server, new_slot: bool) -> Iterator[Finding]:
     if server.in_recovery and connection.info.server_version < _DECODING_ON_STANDBYS_SINCE:
-        yield _fatal(
+        yield fatal(
             SourceSettings,
             "the source is a standby, and its version has no logical decoding on standbys",
             "Use the primary, or PostgreSQL 16 or newer.",
         )
     elif server.in_recovery and not server.hot_standby_feedback:
-        yield _warning(
+        yield warning(
             SourceSettings,
             "the source is a standby without hot_standby_feedback: its primary may invalidate the slot",
             "ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf();",
         )
     if server.wal_level != "logical":
-        yield _fatal(
+        yield fatal(
             SourceSettings,
             f"wal_level is {server.wal_level}, so that the log does not have what logical decoding needs",
             "ALTER SYSTEM SET wal_level = logical; then restart the server.",
         )
     if new_slot and server.slots >= server.max_slots:
-        yield _fatal(
+        yield fatal(
             SourceSettings,
             f"all {server.max_slots} replication slots are in use",
             "Drop a slot that nobody reads, or raise max_replication_slots and restart the server.",
         )
     if new_slot and server.senders >= server.max_senders:
-        yield _fatal(
+        yield fatal(
             SourceSettings,
             f"all {server.max_senders} walsenders are in use",
             "Raise max_wal_senders and restart the server.",
         )
     if not server.may_replicate:
-        yield _fatal(
+        yield fatal(
             SourceRefused,
             f"the role {server.role} may not replicate",
-            _sql(connection, "ALTER ROLE {} REPLICATION;", sql.Identifier(server.role)),
+            text(connection, "ALTER ROLE {} REPLICATION;", sql.Identifier(server.role)),
         )
     if server.max_slot_wal_keep_size != "-1":
-        yield _warning(
+        yield warning(
             SourceSettings,
             f"max_slot_wal_keep_size is {server.max_slot_wal_keep_size}: when the pipeline is further behind, "
             "the server invalidates its slot, and everything must be copied again",
             "Raise it to what the server writes in the longest outage to expect, or set it to -1 and watch the disk.",
         )
     if server.idle_slot_timeout != "0":
-        yield _warning(
+        yield warning(
             SourceSettings,
             f"idle_replication_slot_timeout is {server.idle_slot_timeout}: after a longer outage of the pipeline the "
             "server invalidates its slot, and everything must be copied again",
             "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
         )
     if server.encoding == "SQL_ASCII":
-        yield _warning(
+        yield warning(
             SourceSettings,
             "the source's encoding is SQL_ASCII: text that is not UTF-8 will be refused by the target",
             "Correct such text at the source before it is copied.",
@@ -192,7 +139,7 @@ def _slot_findings(connection: psycopg.Connection, slot: str, plugin: str, state
     if refused is not None:
         yield Finding(refused.code, True, refused.detail, refused.advice)
     if state.wal_status == "unreserved":
-        yield _warning(
+        yield warning(
             SlotLost,
             f"replication slot {slot} is about to be invalidated: it holds more log than max_slot_wal_keep_size",
             "Start the pipeline now.",
@@ -200,31 +147,31 @@ def _slot_findings(connection: psycopg.Connection, slot: str, plugin: str, state
 
 
 def _failover_findings(
-    connection: psycopg.Connection, server: _Server, slot: str, state: SlotState
+    connection: psycopg.Connection, server: Server, slot: str, state: SlotState
 ) -> Iterator[Finding]:
     """What `failover: true` needs, as far as the primary can tell, and what the standby needs besides."""
     if connection.info.server_version < FAILOVER_SINCE:
-        yield _fatal(
+        yield fatal(
             SourceSettings,
             "`failover: true` needs PostgreSQL 17 or newer: standbys of older ones keep no copy of a slot",
             "Take `failover` out of the pipeline file. After a promotion, run `towline resync`.",
         )
         return
     if server.in_recovery and not state.exists:
-        yield _fatal(
+        yield fatal(
             SourceSettings,
             "the source is a standby, and a slot that is made there cannot be copied to another one",
             "Name the primary as the source, or take `failover` out of the pipeline file.",
         )
         return
     if state.exists and not state.failover:
-        yield _warning(
+        yield warning(
             SourceSettings,
             f"replication slot {slot} is not for failover: no standby keeps a copy of it",
             "Stop the daemon, run `towline apply`, and start it again.",
         )
     if not server.synchronized_standby_slots:
-        yield _warning(
+        yield warning(
             SourceSettings,
             f"synchronized_standby_slots is empty: the pipeline may read what no standby has yet from slot {slot}, and "
             "could not go on after a promotion (TL-326)",
@@ -234,7 +181,7 @@ def _failover_findings(
         )
 
 
-def _plugin_findings(connection: psycopg.Connection, server: _Server, plugin: str) -> Iterator[Finding]:
+def _plugin_findings(connection: psycopg.Connection, server: Server, plugin: str) -> Iterator[Finding]:
     """Try the plugin with a temporary slot: only the server can say whether it has it and allows it."""
     standby_without_decoding = server.in_recovery and connection.info.server_version < _DECODING_ON_STANDBYS_SINCE
     ready = server.may_replicate and server.wal_level == "logical" and server.slots < server.max_slots
@@ -249,7 +196,7 @@ def _plugin_findings(connection: psycopg.Connection, server: _Server, plugin: st
         pass  # it waited for running transactions, with the plugin loaded
     except psycopg.errors.UndefinedFile:
         package = f"postgresql-{connection.info.server_version // 10000}-{plugin}"
-        yield _fatal(
+        yield fatal(
             PluginRefused,
             f"the source does not have the output plugin {plugin}",
             f"Install it on the source's server (Debian's package: {package}), or use `plugin: pgoutput`.",
@@ -257,7 +204,7 @@ def _plugin_findings(connection: psycopg.Connection, server: _Server, plugin: st
     except psycopg.errors.InsufficientPrivilege as error:
         if "output_plugin_libraries" not in (error.diag.message_hint or ""):
             raise
-        yield _fatal(
+        yield fatal(
             PluginRefused,
             f"the source does not allow the output plugin {plugin}: its setting output_plugin_libraries lacks it",
             _allow(connection, plugin),
@@ -277,128 +224,3 @@ def _allow(connection: psycopg.Connection, plugin: str) -> str:
         allowed = _ALLOWED_BY_DEFAULT
     values = ", ".join(filter(None, [allowed, plugin]))
     return f"ALTER SYSTEM SET output_plugin_libraries = {values}; SELECT pg_reload_conf();"
-
-
-# ---- The tables -----------------------------------------------------------------------------------------------
-
-
-def _privilege_findings(
-    connection: psycopg.Connection, server: _Server, relations: Sequence[Relation]
-) -> Iterator[Finding]:
-    columns = [(relation.name, column.name) for relation in relations for column in relation.columns]
-    parameters = {
-        "schemas": [name.schema for name, _ in columns],
-        "tables": [name.name for name, _ in columns],
-        "columns": [column for _, column in columns],
-    }
-    rows = connection.execute(_SQL["unreadable"], parameters).fetchall()
-    if rows:
-        tables = [TableName(schema, name) for schema, name, _ in rows]
-        role = sql.Identifier(server.role)
-        schemas = sorted({schema for schema, _, usage in rows if not usage})
-        grants = [
-            *(_sql(connection, "GRANT USAGE ON SCHEMA {} TO {};", sql.Identifier(s), role) for s in schemas),
-            _sql(connection, "GRANT SELECT ON {} TO {};", _identifiers(tables), role),
-        ]
-        yield _fatal(
-            SourceRefused,
-            f"the role {server.role} may not read {len(rows)} tables: {_listed(tables)}",
-            " ".join(grants),
-        )
-    rows = connection.execute(_SQL["tables"], publications.names_of(relations)).fetchall()
-    hidden = [TableName(schema, name) for schema, name, row_security, _ in rows if row_security]
-    if hidden:
-        yield _fatal(
-            SourceRefused,
-            f"row security may hide rows of {len(hidden)} tables from the role {server.role}: {_listed(hidden)}",
-            _sql(connection, "ALTER ROLE {} BYPASSRLS;", sql.Identifier(server.role)),
-        )
-
-
-def _table_findings(connection: psycopg.Connection, relations: Sequence[Relation], plugin: str) -> Iterator[Finding]:
-    full = [relation.name for relation in relations if relation.table.replica_identity_full]
-    if full:
-        yield _warning(
-            SourceSettings,
-            f"REPLICA IDENTITY FULL on {_listed(full)}: updates and deletes log the whole old row",
-            "ALTER TABLE … REPLICA IDENTITY DEFAULT, where nothing else needs it.",
-        )
-    generated = {
-        (TableName(schema, name), column): kind
-        for schema, name, column, kind in connection.execute(_SQL["generated"], publications.names_of(relations))
-    }
-    stored_sent = plugin == "wal2json" or connection.info.server_version >= _GENERATED_SENT_SINCE
-    for relation in relations:
-        for column in relation.columns:
-            kind = generated.get((relation.name, column.name))
-            if kind is not None and not (kind == "s" and stored_sent):
-                yield _fatal(
-                    SourceTableChanged,
-                    f"column {column.name} of {relation.name} is generated, and the log does not carry it",
-                    f"Write its expression in the route's SELECT instead: {column.generated}",
-                )
-    if plugin == "wal2json":
-        for relation in relations:
-            for column in relation.key_columns:
-                if base_type(column.type).name in ("float4", "float8", "numeric"):
-                    yield _warning(
-                        SourceSettings,
-                        f"wal2json prints NaN and Infinity as null: column {column.name} of {relation.name}'s identity",
-                        "Use `plugin: pgoutput` if that column can hold them.",
-                    )
-
-
-def _partition_findings(connection: psycopg.Connection, relations: Sequence[Relation]) -> Iterator[Finding]:
-    """A partition names rows by an identity of its own, which must be that of the table at its root."""
-    identities = {relation.name: frozenset(relation.table.identity) for relation in relations}
-    for leaf in publications.leaves_of(connection, relations):
-        if leaf.kind != "f" and leaf.columns != identities[leaf.root]:
-            yield _fatal(
-                SourceTableChanged,
-                f"the replica identity of partition {leaf.name} is not that of {leaf.root}",
-                _sql(
-                    connection,
-                    "ALTER TABLE {} REPLICA IDENTITY USING INDEX …; with an index like that of {}.",
-                    _identifiers([leaf.name]),
-                    _identifiers([leaf.root]),
-                ),
-            )
-
-
-def _publication_findings(
-    connection: psycopg.Connection, server: _Server, relations: Sequence[Relation], publication: str
-) -> Iterator[Finding]:
-    """Whether the role may do what is to be done to the publication; else who may can run it."""
-    columns = publications.wanted(
-        relations, publications.leaves_of(connection, relations), connection.info.server_version
-    )
-    found = publications.read(connection, publication)
-    needed = publications.changes(publication, found, columns)
-    if not needed:
-        return
-    statements_ = " ".join(statement.as_string(connection) + ";" for _, statement in needed)
-    if server.in_recovery:
-        yield _fatal(SourceSettings, f"the publication {publication} must be made at the primary", statements_)
-        return
-    owned = found.owned if found is not None else server.may_create
-    rows = connection.execute(_SQL["tables"], publications.names_of(relations)).fetchall()
-    foreign = [TableName(schema, name) for schema, name, _, owner in rows if not owner]
-    if not owned and publications.suffices(found, columns):
-        yield _warning(
-            SourceRefused,
-            f"the publication {publication} has more than the routes need, and the role {server.role} does not own it",
-            f"Nothing has to be done. As its owner, to send less: {statements_}",
-        )
-    elif not owned or foreign:
-        reason = (
-            f"does not own {_listed(foreign)}"
-            if foreign
-            else "has no CREATE on the database"
-            if found is None
-            else "does not own it"
-        )
-        yield _fatal(
-            SourceRefused,
-            f"the role {server.role} may not make or change the publication {publication}: it {reason}",
-            f"As the owner of the tables, or as a superuser: {statements_}",
-        )

@@ -31,7 +31,7 @@ class Bounds:
     while they are under way. ``sparse``: so many times as long as the messages of the last gulp may the next one be
     (which, if each of two sessions reads gulps twice as long as all before, is nine times as long as that gulp was).
     ``confirm``: how far the slot itself may stand behind what is durable; moving it takes the source a pass over the
-    log from the restart position on.
+    log from the restart position on. (At the beginning no further than ``leave``: a copy brings all that again.)
     """
 
     enter: int = 32 << 20
@@ -97,9 +97,9 @@ class CatchUp:
         size = min(max(size, bounds.least), bounds.most)
         return end if behind <= size + bounds.leave else position + size
 
-    def confirm(self, durable: int, confirmed: int) -> bool:
-        """Whether it is time to move the slot."""
-        return durable - confirmed >= self._bounds.confirm
+    def confirm(self, durable: int, confirmed: int, *, beginning: bool = False) -> bool:
+        """Whether it is time to move the slot. ``beginning``: it is about to be copied."""
+        return durable - confirmed >= (self._bounds.leave if beginning else self._bounds.confirm)
 
     def gulped(self) -> None:
         """A gulp was read."""

@@ -20,7 +20,9 @@ from towline.position import parse_lsn
 from towline.postgres import session
 from towline.postgres.catalog import describe
 from towline.source.postgres import backlog, slot_copy
+from towline.source.postgres.block import Block
 from towline.source.postgres.catch_up_stream import POINTS, CatchUpStream
+from towline.source.postgres.pgoutput import Decoder
 from towline.source.postgres.stream import PostgresStream
 from towline.source.postgres.turns import Turns
 from towline_transforms.schema import TableName
@@ -68,24 +70,29 @@ class Source:
         max_rows: int = 1000,
         streamed: bool = False,
         straight: bool = False,
+        start: int = 0,
     ) -> CatchUpStream:
-        """A stream at the slot's position, which is told of the source's end as it is now; ``straight``: at once."""
+        """A stream at the slot's position, which is told of the source's end as it is now; ``straight``: at once.
+
+        ``start``: another position, up to which all is durable.
+        """
         with session.connect(self.dsn, application_name="test", side="source") as connection:
             name = TableName("public", "t")
             table = describe(connection, [name]).tables[name]
         relation = Relation(table, table.columns, Format.TEXT, described=1)
         of = Settings(dsn or self.dsn, self.slot, "pub", "pgoutput", [relation], max_rows, 1 << 22, None, streamed)
-        decision, start = CatchUp(bounds), self.confirmed()
+        decision, confirmed = CatchUp(bounds), self.confirmed()
+        start = start or confirmed
         self.stream = CatchUpStream(
             start,
             stream=of.stream,
             backlog=lambda position, durable: of.backlog(position, durable, decision),
             decision=decision,
             switches=self,
-            sample=(self.position(), start) if straight else (0, 0),
+            sample=(self.position(), confirmed) if straight else (0, 0),
             announce=self.points.append,
         )
-        self.stream.sampled(self.position(), start)
+        self.stream.sampled(self.position(), confirmed)
         return self.stream
 
     def catching_up(self, position: int, behind: int) -> None:
@@ -255,6 +262,26 @@ def test_far_behind_at_the_start(source: Source) -> None:
     assert source.told == []  # who is told may not have begun himself
     assert [row[0] for _, _, row in flat(read_to(stream, source.position()))] == keys
     until(lambda: stream.poll(0.1) is None and source.told == ["catching up", "streaming"])
+
+
+def test_a_slot_that_stands_far_behind_at_the_start(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is moved to what is durable before it is copied: what was before is not sent, only to be left out."""
+    sizes: list[int] = []
+    take = Decoder.take
+
+    def noted(decoder: Decoder, block: Block, first: int = 0) -> int:
+        sizes.append(block.size)
+        return take(decoder, block, first)
+
+    monkeypatch.setattr(Decoder, "take", noted)
+    insert(source)
+    durable = source.position()
+    source.run(ROWS.format(5001, 5010))
+    bounds = Bounds(enter=1, leave=1_000, follow=1 << 30, again=1 << 30)
+    stream = source.open(bounds, straight=True, start=durable)
+    keys = [row[0] for _, _, row in flat(read_to(stream, source.position()))]
+    assert keys == [str(number) for number in range(5001, 5011)]
+    assert 5_000 < sum(sizes) < 10_000
 
 
 def test_not_far_behind_at_the_start(source: Source) -> None:

@@ -117,6 +117,9 @@ def test_the_slot_is_moved_now_and_then() -> None:
     catch_up = CatchUp(Bounds(confirm=100))
     assert not catch_up.confirm(1_099, 1_000)
     assert catch_up.confirm(1_100, 1_000)
+    catch_up = CatchUp(Bounds(confirm=100, leave=10))
+    assert catch_up.confirm(1_010, 1_000, beginning=True)
+    assert not catch_up.confirm(1_009, 1_000, beginning=True)
 
 
 def test_failures_that_get_nowhere() -> None:

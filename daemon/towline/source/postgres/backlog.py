@@ -207,7 +207,7 @@ class Backlog:
         turns, decision = self._turns, self._decision
         session = turns.open()
         self._await_release(session)
-        self._advance(session)
+        self._advance(session, beginning=True)
         session.copy()
         restart, end = session.copied().restart, session.end()
         position = yielded = self._handover.told
@@ -249,7 +249,7 @@ class Backlog:
             self._handover.sleep(0.01)
             self._check_closing()
 
-    def _advance(self, session: SlotCopy) -> None:
+    def _advance(self, session: SlotCopy, *, beginning: bool = False) -> None:
         """Confirm the slot up to what was acknowledged, when it is time, unless somebody has it; that is told at the
         switch."""
         self._check_closing()
@@ -259,7 +259,8 @@ class Backlog:
             raise Refused(NotSetUp("the slot is for failover, and synchronized_standby_slots is set"))
         if session.idle_slots_end():
             raise Refused(NotSetUp("the slot idles meanwhile, and idle_replication_slot_timeout is set"))
-        if self._decision.confirm(acknowledged, state.confirmed) and not state.active_pid:
+        due = self._decision.confirm(acknowledged, state.confirmed, beginning=beginning)
+        if due and not state.active_pid:
             try:
                 session.advance(acknowledged)
             except Refused as refused:

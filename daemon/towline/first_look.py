@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 from towline.adoption import Intake
 from towline.config import PipelineConfig
@@ -23,16 +23,23 @@ class FirstLook:
 
     def __init__(self, config: PipelineConfig) -> None:
         self.config = config
-        self._found: Future[Intake] = Future()
+        self._found: Future[Intake] | None = Future()
         sys.setswitchinterval(SWITCH)
-        threading.Thread(target=self._run, name="towline-first-look", daemon=True).start()
+        threading.Thread(target=self._run, args=(self._found,), name="towline-first-look", daemon=True).start()
 
     def result(self) -> Intake:
-        """What was found, waited for. Raises what `take_in` raised."""
-        return self._found.result()
+        """What was found, waited for. Raises what `take_in` raised. To be asked for once: it is not kept."""
+        found, self._found = self._found, None
+        assert found is not None
+        return found.result()
 
-    def _run(self) -> None:
+    def end(self) -> None:
+        """Wait until it is over, whatever it has found: a look may extend the publication, as others do, too."""
+        if self._found is not None:
+            wait([self._found])
+
+    def _run(self, found: Future[Intake]) -> None:
         try:
-            self._found.set_result(take_in(self.config))
+            found.set_result(take_in(self.config))
         except BaseException as error:
-            self._found.set_exception(error)
+            found.set_exception(error)

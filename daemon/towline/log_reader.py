@@ -1,4 +1,4 @@
-"""How an attempt reads the source's log: the stream, which is left for a while when the target is far behind."""
+"""How an attempt reads the source's log: the stream or, while the target is far behind, a backlog."""
 
 from __future__ import annotations
 
@@ -64,16 +64,19 @@ class LogReader:
         self._stream: PostgresStream | CatchUpStream | None = None
 
     def open(self, position: int) -> PostgresStream | CatchUpStream:
-        """Begin to read at the position, which is durable. Raises what PostgresStream raises."""
-        restart, end = self._log()
-        sample = end, restart
-        self._metrics.mode("stream")
+        """Begin to read at the position, which is durable. Raises what PostgresStream raises; where the target is far
+        behind, only NotSetUp and SourceUnavailable, and `poll` the rest.
+        """
+        slot, end = self._tables.slot(), self._tables.position()
+        sample = end, slot.restart
         off = self._config.source.catch_up == "off"
         if off or self._identity.in_recovery or not catch_up.possible(self._identity.server_version):
             self._stream = self._open_stream(position, position)
+            self._metrics.mode("stream")
             return self._stream
         # Only pgoutput can do without the stream at first: of wal2json's, that finds out what it has to be asked for.
-        straight = self._config.source.plugin == "pgoutput"
+        # And it is the stream that says at once when somebody else has the slot.
+        straight = self._config.source.plugin == "pgoutput" and not slot.active_pid
         stream = CatchUpStream(
             position,
             stream=self._open_stream,
@@ -84,6 +87,7 @@ class LogReader:
             announce=self._announce,
         )
         stream.sampled(*sample)
+        self._metrics.mode("stream")
         self._stream = stream
         return stream
 

@@ -57,7 +57,7 @@ class Spooling:
         self._streaming.checked = True
 
     def asks(self, server_version: int, restart: int, position: int) -> bool:
-        """Whether the source is to send transactions while they are under way.
+        """Whether the source is to send transactions while they are under way, if the spool can be made.
 
         ``restart``: the slot's restart position; ``position``: the end of the log now.
         """

@@ -167,6 +167,8 @@ class Supervisor:
             self._wake.clear()
             if self._reload.is_set():
                 self._reload.clear()
+                if self._first is not None:
+                    self._first.end()
                 self._read_configuration_again()
             self._set_role("starting", self._detail)
             attempt = Replication(

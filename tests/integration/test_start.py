@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.databases import NewDatabase
 from tests.support.line import Line
+from towline import catch_up
 from towline.demo.server import Server
 from towline.errors import (
     ColumnChanged,
@@ -126,20 +127,27 @@ def test_the_slot_is_not_for_failover(line: Line, caplog: pytest.LogCaptureFixtu
     assert "slot_not_for_failover" not in caplog.text
 
 
-def test_the_slot_is_in_use(line: Line) -> None:
-    """Two hubs by mistake: one slot has one reader."""
+@pytest.mark.parametrize("behind", [False, True], ids=["streamed", "behind"])
+def test_the_slot_is_in_use(line: Line, behind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hubs by mistake: one slot has one reader. It is said at once, and is nothing against catching up later."""
+    refused: list[float] = []
+    if behind:
+        monkeypatch.setattr(catch_up, "BOUNDS", catch_up.Bounds(enter=1, leave=1, follow=1 << 30, again=1 << 20))
+        monkeypatch.setattr(catch_up.CatchUp, "refused", lambda self, now: refused.append(now))
     name = slot(line)
     with psycopg.connect(line.source, autocommit=True) as connection:
         connection.execute("SELECT pg_drop_replication_slot(%s)", (name,))
         connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (name,))
     position = line.at_source("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = %s", name)
     line.at_hub("UPDATE towline.checkpoint SET position = %s", position[0][0])
+    line.at_source("INSERT INTO t VALUES (4, 'd')")
     reader = psycopg.pq.PGconn.connect(f"{line.source} replication=database".encode())
     try:
         command = f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names '{name}')"
         assert reader.exec_(command.encode()).status == psycopg.pq.ExecStatus.COPY_BOTH
         with pytest.raises(SlotInUse):
             line.run()
+        assert not refused
     finally:
         reader.finish()
 

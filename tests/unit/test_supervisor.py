@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from towline import first_look, supervisor
+from towline import first_look, replication, supervisor
 from towline.adoption import Intake
 from towline.backoff import Backoff
 from towline.config import PipelineConfig, load
 from towline.errors import SourceUnavailable, TargetUnavailable
 from towline.first_look import FirstLook
 from towline.handle import Handle
+from towline.metrics import Metrics
 
 FILE = """
 pipeline: p
@@ -87,7 +89,65 @@ def test_a_look_at_what_another_file_named(path: Path, given: Given, first: Firs
 
 
 def test_what_the_first_look_raises(first: FirstLook) -> None:
-    """It is raised where the result is asked for, as often as it is."""
-    for _ in range(2):
-        with pytest.raises(SourceUnavailable, match="nowhere to look"):
-            first.result()
+    """It is raised where the result is asked for."""
+    with pytest.raises(SourceUnavailable, match="nowhere to look"):
+        first.result()
+    first.end()
+
+
+def test_a_reload_waits_for_the_first_look(path: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both may change the publication. What the look has found is of no use then."""
+    events: list[str] = []
+    looking = threading.Event()
+
+    def take_in(config: PipelineConfig) -> Intake:
+        looking.set()
+        reloading.wait(10)
+        events.append("looked")
+        raise SourceUnavailable("it is down")
+
+    reloading = threading.Event()
+    monkeypatch.setattr(first_look, "take_in", take_in)
+    first = FirstLook(load(path))
+    assert looking.wait(10)
+    end = first.end
+
+    def released() -> None:
+        reloading.set()
+        end()
+
+    monkeypatch.setattr(first, "end", released)
+    daemon = supervisor.Supervisor(path, first.config, lambda point: None, first)
+
+    def read_again() -> None:
+        events.append("read again")
+        daemon._config = load(path)
+
+    monkeypatch.setattr(daemon, "_read_configuration_again", read_again)
+    daemon.request_reload()
+    assert daemon._attempts(True) == 0
+    assert events == ["looked", "read again"]
+    assert [options["first"] for options in given] == [None, None, None]
+
+
+def test_an_attempt_looks_again(first: FirstLook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a table has changed, the next look is its own."""
+    looks: list[str] = []
+
+    def take_in(config: PipelineConfig) -> Intake:
+        looks.append(config.pipeline)
+        raise SourceUnavailable("it is down")
+
+    monkeypatch.setattr(replication, "take_in", take_in)
+    attempt = replication.Replication(
+        first.config,
+        metrics=Metrics("p"),
+        stopping=lambda: False,
+        role=lambda role: None,
+        announce=lambda point: None,
+        first=first,
+    )
+    for found in ([], ["p"], ["p", "p"]):
+        with pytest.raises(SourceUnavailable):
+            attempt._look()
+        assert looks == found

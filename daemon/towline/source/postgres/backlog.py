@@ -55,7 +55,8 @@ class Backlog:
     """Changes of ``relations`` from position ``start`` on, until near the end of the log.
 
     For the arguments see `towline.source.postgres.stream.PostgresStream`; ``acknowledged`` is what is durable, and
-    ``partitioned`` what the stream has found. ``streamed``: it brings large transactions while they are under way.
+    ``partitioned`` what the stream has found (wal2json). ``streamed``: it brings large transactions while they are
+    under way, or would.
 
     When all has been taken, `drained`, the stream is to go on at ``position``; ``refused`` says what the server
     refused, if it did, and ``left`` that more is left, which is better streamed. `poll` raises what a stream raises,

@@ -167,8 +167,8 @@ class Supervisor:
             self._wake.clear()
             if self._reload.is_set():
                 self._reload.clear()
-                if self._first is not None:
-                    self._first.end()
+                if (first := self._take_first()) is not None:
+                    first.end()
                 self._read_configuration_again()
             self._set_role("starting", self._detail)
             attempt = Replication(
@@ -220,9 +220,9 @@ class Supervisor:
         return 0
 
     def _take_first(self) -> FirstLook | None:
-        """The look that was begun, once, if it is one at what the configuration names by now."""
+        """The look that was begun; once, since what it has found is soon long ago."""
         first, self._first = self._first, None
-        return first if first is not None and first.config is self._config else None
+        return first
 
     def _back_off(self, failures: int, error: TowlineError) -> None:
         """Wait; meanwhile, and until an attempt has come far enough to do so, look at the source for the metrics."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -81,13 +83,6 @@ def test_the_first_attempt_takes_the_first_look(path: Path, given: Given, first:
     assert [options["first"] for options in given] == [first, None, None]
 
 
-def test_a_look_at_what_another_file_named(path: Path, given: Given, first: FirstLook) -> None:
-    """It is of no use any more."""
-    daemon = supervisor.Supervisor(path, load(path), lambda point: None, first)
-    assert daemon._attempts(True) == 0
-    assert [options["first"] for options in given] == [None, None, None]
-
-
 def test_what_the_first_look_raises(first: FirstLook) -> None:
     """It is raised where the result is asked for."""
     with pytest.raises(SourceUnavailable, match="nowhere to look"):
@@ -119,11 +114,7 @@ def test_a_reload_waits_for_the_first_look(path: Path, given: Given, monkeypatch
     monkeypatch.setattr(first, "end", released)
     daemon = supervisor.Supervisor(path, first.config, lambda point: None, first)
 
-    def read_again() -> None:
-        events.append("read again")
-        daemon._config = load(path)
-
-    monkeypatch.setattr(daemon, "_read_configuration_again", read_again)
+    monkeypatch.setattr(daemon, "_read_configuration_again", lambda: events.append("read again"))
     daemon.request_reload()
     assert daemon._attempts(True) == 0
     assert events == ["looked", "read again"]
@@ -151,3 +142,11 @@ def test_an_attempt_looks_again(first: FirstLook, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(SourceUnavailable):
             attempt._look()
         assert looks == found
+
+
+def test_a_look_needs_half_of_the_modules() -> None:
+    """What replicates is imported while it is taken: it is not there before."""
+    loaded = "import sys, towline.cli.daemon; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
+    assert "towline.first_look" in found
+    assert {"towline.supervisor", "towline.replication", "towline.target.postgres.writer"}.isdisjoint(found)
